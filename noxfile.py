@@ -1,0 +1,124 @@
+"""Every check and every long job of the repository, by name: `nox --list` shows them.
+
+Sessions set up what they need: an environment of their own, the distributions as wheels or editable, and (for what runs
+containers) Debian's packages and libcrun by `scripts/setup_host.py`.
+"""
+
+import os
+import shutil
+from pathlib import Path
+
+import nox
+
+nox.options.default_venv_backend = "virtualenv"
+nox.options.reuse_existing_virtualenvs = True
+nox.options.error_on_missing_interpreters = False
+nox.options.sessions = ["lint", "typecheck", "tests", "integration"]
+
+ROOT = Path(__file__).parent
+DISTRIBUTIONS = ("shared-proto", "machineplane", "workplane")
+EDITABLE = ("-e", "./shared-proto[trio]", "-e", "./machineplane", "-e", "./workplane")
+TESTING = (
+    "pytest>=8",
+    "pytest-trio>=0.8",
+    "hypothesis>=6.100",
+    "coverage>=7",
+    "pytest-cov>=5",
+    "httpx>=0.27",
+)
+
+
+def _install_all(session: nox.Session, *more: str) -> None:
+    session.install(*EDITABLE, *TESTING, *more)
+
+
+def _set_up_host(session: nox.Session) -> None:
+    """Debian's packages and libcrun; says what it does, and does nothing where all is there."""
+    session.run("python", "scripts/setup_host.py")
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """ruff, import-linter, and a changelog fragment for each distribution whose source changed."""
+    _install_all(session, "ruff>=0.6", "import-linter>=2.1", "towncrier>=24.8")
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+    session.run("lint-imports")
+    session.run("python", "scripts/check_changes.py", *session.posargs)
+
+
+@nox.session
+def typecheck(session: nox.Session) -> None:
+    """mypy --strict over all packages."""
+    _install_all(session, "mypy>=1.11", "types-PyYAML")
+    for package in ("magik_proto", "trio_quic", "magik_mesh", "machineplane", "workplane"):
+        session.run("mypy", "-p", package)
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """Unit tests, properties and simulations: no root, no network beyond loopback."""
+    _install_all(session)
+    session.run("pytest", *(session.posargs or ["-q"]))
+
+
+@nox.session
+def integration(session: nox.Session) -> None:
+    """Real namespaces, containers, daemons and kubectl. Needs root."""
+    _install_all(session)
+    _set_up_host(session)
+    session.run("pytest", "integration-tests", *(session.posargs or ["-q"]))
+
+
+@nox.session
+def demo(session: nox.Session) -> None:
+    """The main job: three machines, one `kubectl apply`, real containers. `-- --keep` leaves the fabric up."""
+    wheels = ROOT / "build" / "wheels"
+    shutil.rmtree(wheels, ignore_errors=True)
+    session.install("build>=1.2")
+    for distribution in DISTRIBUTIONS:
+        session.run("python", "-m", "build", "--wheel", "--outdir", str(wheels), distribution, silent=True)
+    found = sorted(str(wheel) for wheel in wheels.glob("*.whl"))
+    session.install("--force-reinstall", "--no-deps", *found)
+    session.install(*(f"{wheel}[trio]" if "magik_proto" in wheel else wheel for wheel in found))
+    _set_up_host(session)
+    session.run("python", "scripts/demo.py", *session.posargs)
+
+
+@nox.session
+def wheels(session: nox.Session) -> None:
+    """Build the three wheels and install each alone in an empty environment."""
+    session.install("build>=1.2", "virtualenv")
+    session.run("python", "scripts/check_wheels.py")
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Benchmarks, long, by hand: `nox -s bench -- codec quic`; without names, all. Each prints one JSON object."""
+    _install_all(session)
+    wanted = set(session.posargs)
+    for script in sorted(ROOT.glob("*/benchmarks/*.py")):
+        if not wanted or script.stem in wanted:
+            session.run("python", str(script))
+
+
+@nox.session
+def simulate(session: nox.Session) -> None:
+    """The seeded simulations with many more seeds than the tests use: `nox -s simulate -- --seeds 2000`."""
+    _install_all(session)
+    session.run(
+        "pytest", "shared-proto/tests/machines/sim", "-q", env={"MAGIK_SIM_SEEDS": _seeds(session, "300")}
+    )
+
+
+@nox.session
+def fuzz(session: nox.Session) -> None:
+    """The property tests with many more examples than in CI."""
+    _install_all(session)
+    args = session.posargs or ["shared-proto/tests"]
+    session.run("pytest", *args, "-q", "--hypothesis-profile=fuzz", env={"MAGIK_FUZZ": "1", **os.environ})
+
+
+def _seeds(session: nox.Session, default: str) -> str:
+    args = list(session.posargs)
+    return args[args.index("--seeds") + 1] if "--seeds" in args else default

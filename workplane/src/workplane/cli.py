@@ -1,0 +1,111 @@
+"""The agent's command line: the options and ``BEE_*`` variables of the specification, with their defaults."""
+
+import sys
+from typing import Any
+
+import click
+
+from workplane import __version__
+from workplane.config import (
+    WORKLOAD_KINDS,
+    Config,
+    ConfigError,
+    parse_addresses,
+    parse_key,
+    parse_patterns,
+    parse_peers,
+    parse_url,
+)
+
+NOT_THERE = (
+    "workplane: the configuration is sound, but this version has no agent to run with it: "
+    "discovery, health, healing, leadership and traffic are not built yet; pods run with a pause process instead"
+)
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="workplane")
+@click.option("--namespace", envvar="BEE_NAMESPACE", default="default", show_default=True)
+@click.option("--workload", envvar="BEE_WORKLOAD_NAME", required=True, help="Name of the workload.")
+@click.option("--pod", envvar="BEE_POD_NAME", required=True, help="Name of this pod.")
+@click.option(
+    "--workload-kind",
+    envvar="BEE_WORKLOAD_KIND",
+    type=click.Choice(WORKLOAD_KINDS),
+    default="Deployment",
+    show_default=True,
+)
+@click.option("--replicas", envvar="BEE_REPLICAS", type=int, default=1, show_default=True)
+@click.option("--liveness-url", envvar="BEE_LIVENESS_URL", default=None)
+@click.option("--readiness-url", envvar="BEE_READINESS_URL", default=None)
+@click.option("--machine-api", envvar="BEE_MACHINE_API", default="http://localhost:8080", show_default=True)
+@click.option(
+    "--privkey", envvar="BEE_PRIVATE_KEY_B64", required=True, help="Ed25519 key, base64; for manual use."
+)
+@click.option("--bootstrap-peers", envvar="BEE_BOOTSTRAP_PEERS", default=None)
+@click.option("--listen-addrs", envvar="BEE_LISTEN_ADDRS", default=None)
+@click.option("--allow-workloads", envvar="BEE_ALLOW_WORKLOADS", default=None)
+@click.option("--deny-workloads", envvar="BEE_DENY_WORKLOADS", default=None)
+@click.option(
+    "--allow-cross-namespace/--no-allow-cross-namespace", envvar="BEE_ALLOW_CROSS_NAMESPACE", default=False
+)
+@click.option(
+    "--dht-ttl-secs", envvar="BEE_DHT_TTL_SECS", type=click.FloatRange(0, min_open=True), default=15
+)
+@click.option(
+    "--dht-heartbeat-secs",
+    envvar="BEE_DHT_HEARTBEAT_SECS",
+    type=click.FloatRange(0, min_open=True),
+    default=5,
+)
+@click.option(
+    "--health-interval-secs",
+    envvar="BEE_HEALTH_INTERVAL_SECS",
+    type=click.FloatRange(0, min_open=True),
+    default=10,
+)
+@click.option(
+    "--health-timeout-secs",
+    envvar="BEE_HEALTH_TIMEOUT_SECS",
+    type=click.FloatRange(0, min_open=True),
+    default=5,
+)
+@click.option(
+    "--replica-check-interval-secs",
+    envvar="BEE_REPLICA_CHECK_INTERVAL_SECS",
+    type=click.FloatRange(0, min_open=True),
+    default=30,
+)
+def main(**options: Any) -> None:
+    """The agent of one pod. Started by the machine; by hand for trials."""
+    try:
+        read_config(options)
+    except ConfigError as error:
+        raise click.UsageError(str(error)) from error
+    click.echo(NOT_THERE, err=True)
+    sys.exit(1)
+
+
+def read_config(options: dict[str, Any]) -> Config:
+    """The configuration that the options give. Raises ConfigError."""
+    return Config(
+        namespace=options["namespace"],
+        workload=options["workload"],
+        pod=options["pod"],
+        workload_kind=options["workload_kind"],
+        replicas=options["replicas"],
+        identity=parse_key(options["privkey"]),
+        liveness_url=parse_url("--liveness-url", options["liveness_url"]),
+        readiness_url=parse_url("--readiness-url", options["readiness_url"]),
+        machine_api=options["machine_api"],
+        bootstrap_peers=parse_peers(options["bootstrap_peers"]),
+        listen_addrs=parse_addresses(options["listen_addrs"]),
+        allow_workloads=parse_patterns("--allow-workloads", options["allow_workloads"]),
+        deny_workloads=parse_patterns("--deny-workloads", options["deny_workloads"]),
+        allow_cross_namespace=options["allow_cross_namespace"],
+        dht_ttl=options["dht_ttl_secs"],
+        dht_heartbeat=options["dht_heartbeat_secs"],
+        health_interval=options["health_interval_secs"],
+        health_timeout=options["health_timeout_secs"],
+        replica_check_interval=options["replica_check_interval_secs"],
+    )

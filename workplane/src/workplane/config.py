@@ -1,0 +1,126 @@
+"""The agent's configuration: what its options and ``BEE_*`` variables say, checked once."""
+
+import base64
+import binascii
+import re
+from urllib.parse import urlsplit
+
+from attrs import field, frozen
+
+from magik_proto.errors import ProtocolError
+from magik_proto.identity import BootstrapPeer, Identity, parse_address
+
+WORKLOAD_KINDS = ("Deployment", "StatefulSet")
+_DNS_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
+_DNS_NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
+_PATTERN = re.compile(r"[A-Za-z0-9*./-]{1,255}")
+_ORDINAL = re.compile(r"-(\d+)$")
+REPLICAS_MAX = 10_000
+
+
+class ConfigError(Exception):
+    """An option has a value that cannot work; the text names the option and its variable, and what is expected."""
+
+
+@frozen(kw_only=True)
+class Config:
+    """Everything the command line settles. Intervals are in seconds; ``privkey`` is never shown."""
+
+    namespace: str
+    workload: str
+    pod: str
+    workload_kind: str
+    replicas: int
+    identity: Identity = field(repr=False)
+    liveness_url: str | None = None
+    readiness_url: str | None = None
+    machine_api: str = "http://localhost:8080"
+    bootstrap_peers: tuple[BootstrapPeer, ...] = ()
+    listen_addrs: tuple[tuple[str, int], ...] = ()
+    allow_workloads: tuple[str, ...] = ()
+    deny_workloads: tuple[str, ...] = ()
+    allow_cross_namespace: bool = False
+    dht_ttl: float = 15.0
+    dht_heartbeat: float = 5.0
+    health_interval: float = 10.0
+    health_timeout: float = 5.0
+    replica_check_interval: float = 30.0
+
+    def __attrs_post_init__(self) -> None:
+        _require("--namespace", _DNS_LABEL.fullmatch(self.namespace), "a DNS label", self.namespace)
+        _require("--workload", _DNS_NAME.fullmatch(self.workload), "a DNS name", self.workload)
+        _require("--pod", _DNS_NAME.fullmatch(self.pod), "a DNS name", self.pod)
+        _require("--replicas", 0 < self.replicas <= REPLICAS_MAX, f"from 1 to {REPLICAS_MAX}", self.replicas)
+        if self.dht_heartbeat >= self.dht_ttl:
+            raise ConfigError(
+                f"--dht-heartbeat-secs {self.dht_heartbeat:g} must be below --dht-ttl-secs {self.dht_ttl:g}, "
+                "or records end before they are announced again"
+            )
+        if self.workload_kind == "StatefulSet" and self.ordinal is None:
+            raise ConfigError(
+                f"--pod {self.pod}: a StatefulSet's pod is named with its ordinal, like {self.workload}-0"
+            )
+
+    @property
+    def ordinal(self) -> int | None:
+        """The number at the end of a StatefulSet pod's name; None for other kinds."""
+        match = _ORDINAL.search(self.pod)
+        return int(match[1]) if match and self.workload_kind == "StatefulSet" else None
+
+    @property
+    def workload_id(self) -> str:
+        """``{namespace}/{kind}/{name}``."""
+        return f"{self.namespace}/{self.workload_kind}/{self.workload}"
+
+
+def _require(option: str, fine: object, expected: str, got: object) -> None:
+    if not fine:
+        raise ConfigError(f"{option} {got!r}: expected {expected}")
+
+
+def parse_key(text: str) -> Identity:
+    """An Ed25519 seed in base64. Raises ConfigError, which does not repeat the text: it may be a key with a typing error."""
+    try:
+        return Identity.from_seed(base64.b64decode(text.strip(), validate=True))
+    except (binascii.Error, ValueError, ProtocolError) as error:
+        raise ConfigError("--privkey (BEE_PRIVATE_KEY_B64): expected 32 bytes in base64") from error
+
+
+def parse_url(option: str, text: str | None) -> str | None:
+    """An HTTP URL on the pod's own loopback: probes go nowhere else. Raises ConfigError."""
+    if not text:
+        return None
+    parts = urlsplit(text)
+    if parts.scheme not in ("http", "https") or parts.hostname not in ("127.0.0.1", "::1", "localhost"):
+        raise ConfigError(
+            f"{option} {text!r}: expected http://127.0.0.1:PORT/PATH; probes go to the own pod only"
+        )
+    return text
+
+
+def parse_peers(text: str | None) -> tuple[BootstrapPeer, ...]:
+    """Comma-separated ``ID@IP:PORT``. Raises ConfigError."""
+    try:
+        return tuple(BootstrapPeer.parse(part) for part in parse_list(text))
+    except ProtocolError as error:
+        raise ConfigError(f"--bootstrap-peers: {error}") from error
+
+
+def parse_addresses(text: str | None) -> tuple[tuple[str, int], ...]:
+    """Comma-separated ``IP:PORT``. Raises ConfigError."""
+    try:
+        return tuple(parse_address(part) for part in parse_list(text))
+    except ProtocolError as error:
+        raise ConfigError(f"--listen-addrs: {error}") from error
+
+
+def parse_patterns(option: str, text: str | None) -> tuple[str, ...]:
+    """Comma-separated workload patterns, ``*`` standing for any part. Raises ConfigError."""
+    patterns = parse_list(text)
+    for pattern in patterns:
+        _require(option, _PATTERN.fullmatch(pattern), "patterns like default/Deployment/*", pattern)
+    return patterns
+
+
+def parse_list(text: str | None) -> tuple[str, ...]:
+    return tuple(part.strip() for part in (text or "").split(",") if part.strip())

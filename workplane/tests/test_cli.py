@@ -1,0 +1,80 @@
+"""The agent's command line as a user calls it."""
+
+import base64
+
+import pytest
+from click.testing import CliRunner, Result
+
+from workplane.cli import main, read_config
+from workplane.config import Config
+
+KEY = base64.b64encode(bytes(range(32))).decode()
+NEEDED = ["--workload", "nginx", "--pod", "nginx-0", "--privkey", KEY]
+
+
+def run(*arguments: str, **environment: str) -> Result:
+    return CliRunner().invoke(main, arguments, env=environment)
+
+
+def config_of(*arguments: str) -> Config:
+    context = main.make_context("workplane", [*NEEDED, *arguments])
+    return read_config(context.params)
+
+
+def test_sound_configuration_says_that_the_agent_is_not_there() -> None:
+    result = run(*NEEDED)
+    assert result.exit_code == 1
+    assert "no agent" in result.output
+
+
+def test_variables_stand_for_options() -> None:
+    result = run(BEE_WORKLOAD_NAME="nginx", BEE_POD_NAME="nginx-0", BEE_PRIVATE_KEY_B64=KEY)
+    assert result.exit_code == 1
+    assert "no agent" in result.output
+
+
+def test_defaults_are_those_of_the_specification() -> None:
+    config = config_of()
+    assert (config.namespace, config.workload_kind, config.replicas) == ("default", "Deployment", 1)
+    assert config.machine_api == "http://localhost:8080"
+    assert (config.dht_ttl, config.dht_heartbeat) == (15, 5)
+    assert (config.health_interval, config.health_timeout, config.replica_check_interval) == (10, 5, 30)
+    assert not config.allow_cross_namespace
+
+
+def test_the_ordinal_of_a_stateful_pod() -> None:
+    assert config_of("--workload-kind", "StatefulSet").ordinal == 0
+    assert config_of().ordinal is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--namespace", "Not A Label"], "--namespace"),
+        (["--replicas", "0"], "--replicas"),
+        (["--replicas", "many"], "--replicas"),
+        (["--workload-kind", "DaemonSet"], "--workload-kind"),
+        (["--workload-kind", "StatefulSet", "--pod", "web"], "--pod"),
+        (["--liveness-url", "http://10.0.0.1/health"], "--liveness-url"),
+        (["--readiness-url", "gopher://127.0.0.1/"], "--readiness-url"),
+        (["--bootstrap-peers", "somebody@127.0.0.1:1"], "--bootstrap-peers"),
+        (["--listen-addrs", "127.0.0.1"], "--listen-addrs"),
+        (["--allow-workloads", "a b"], "--allow-workloads"),
+        (["--dht-ttl-secs", "0"], "--dht-ttl-secs"),
+        (["--dht-heartbeat-secs", "20"], "--dht-heartbeat-secs"),
+    ],
+)
+def test_a_wrong_value_fails_with_the_name_of_the_option(arguments: list[str], named: str) -> None:
+    result = run(*NEEDED, *arguments)
+    assert result.exit_code == 2
+    assert named in result.output
+
+
+def test_a_wrong_key_is_not_repeated() -> None:
+    result = run("--workload", "w", "--pod", "p", "--privkey", "c2VjcmV0")
+    assert result.exit_code == 2
+    assert "--privkey" in result.output and "c2VjcmV0" not in result.output
+
+
+def test_the_key_is_not_in_the_configuration_s_text() -> None:
+    assert KEY not in repr(config_of()) and "identity" not in repr(config_of())
