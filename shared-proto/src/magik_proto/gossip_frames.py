@@ -1,0 +1,132 @@
+"""What gossip peers say to each other: frames as plain CBOR-able values, checked strictly.
+
+A frame is a map with any of these keys; keys that are not known are ignored, so that later versions may add
+some:
+
+    subscribe  [[topic, true or false], ...]    topics that the sender takes or no longer takes
+    publish    [[topic, payload], ...]          messages in full
+    ihave      [[topic, [id, ...]], ...]        messages that the sender could send
+    iwant      [id, ...]                        messages that the sender asks for
+    graft      [topic, ...]                     the sender takes the receiver into its mesh
+    prune      [[topic, seconds], ...]          the sender put it out; not to graft again before that many
+    seconds
+
+A message's id is the SHA-256 of topic, NUL and payload: it is what it says, no origin or number that a
+relay could forge makes the same payload new.  Who wants to say the same thing twice puts a nonce in, as all
+of Magik's messages do.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import attrs
+
+from magik_proto.errors import RemoteProtocolError
+
+T = TypeVar("T")
+
+MAX_PAYLOAD = 64 * 1024  # protocol.md "gossip message"
+MAX_TOPIC = 128  # characters; a guess
+MAX_TOPICS = 64  # in one list; a guess, Magik has one topic a plane
+MAX_MESSAGES = 64  # in one frame; we send one
+MAX_IDS = 1000  # in one list; 32 kB
+MAX_BACKOFF_S = 3600
+ID_SIZE = 32
+
+
+def message_id(topic: str, payload: bytes) -> bytes:
+    """The 32-byte id of a message."""
+    return hashlib.sha256(topic.encode() + b"\0" + payload).digest()
+
+
+@attrs.frozen
+class Frame:
+    """A frame, checked; the fields are those of the module's table."""
+
+    subscribe: tuple[tuple[str, bool], ...] = ()
+    publish: tuple[tuple[str, bytes], ...] = ()
+    ihave: tuple[tuple[str, tuple[bytes, ...]], ...] = ()
+    iwant: tuple[bytes, ...] = ()
+    graft: tuple[str, ...] = ()
+    prune: tuple[tuple[str, int], ...] = ()
+
+
+def to_value(frame: Frame) -> dict[str, Any]:
+    """The plain value of a frame: lists, strings, bytes, integers; empty fields are left out."""
+    return {name: _plain(value) for name, value in attrs.asdict(frame, recurse=False).items() if value}
+
+
+def _plain(value: Any) -> Any:
+    return [_plain(item) for item in value] if isinstance(value, tuple) else value
+
+
+def parse_frame(value: Any) -> Frame:
+    """The frame of a plain value; RemoteProtocolError("gossip.frame") for what is malformed or over a
+    limit.
+    """
+    if not isinstance(value, dict):
+        raise _malformed("a frame is a map")
+    return Frame(
+        subscribe=_list(value, "subscribe", MAX_TOPICS, lambda item: _pair(item, _topic, _boolean)),
+        publish=_list(value, "publish", MAX_MESSAGES, lambda item: _pair(item, _topic, _payload)),
+        ihave=_list(value, "ihave", MAX_TOPICS, lambda item: _pair(item, _topic, _ids)),
+        iwant=_ids(value.get("iwant", [])),
+        graft=_list(value, "graft", MAX_TOPICS, _topic),
+        prune=_list(value, "prune", MAX_TOPICS, lambda item: _pair(item, _topic, _seconds)),
+    )
+
+
+def _malformed(detail: str) -> RemoteProtocolError:
+    return RemoteProtocolError("gossip.frame", detail)
+
+
+def _list(value: dict[Any, Any], key: str, limit: int, parse: Callable[[Any], T]) -> tuple[T, ...]:
+    items = value.get(key, [])
+    if not isinstance(items, list | tuple) or len(items) > limit:
+        raise _malformed(f"{key} is a list of at most {limit}")
+    return tuple(parse(item) for item in items)
+
+
+A = TypeVar("A")
+B = TypeVar("B")
+
+
+def _pair(item: Any, first: Callable[[Any], A], second: Callable[[Any], B]) -> tuple[A, B]:
+    if not isinstance(item, list | tuple) or len(item) != 2:
+        raise _malformed("expected a pair")
+    return first(item[0]), second(item[1])
+
+
+def _topic(item: Any) -> str:
+    if not isinstance(item, str) or not 1 <= len(item) <= MAX_TOPIC or not item.isprintable():
+        raise _malformed(f"a topic is 1 to {MAX_TOPIC} printable characters")
+    return item
+
+
+def _payload(item: Any) -> bytes:
+    if not isinstance(item, bytes) or len(item) > MAX_PAYLOAD:
+        raise _malformed(f"a payload is at most {MAX_PAYLOAD} bytes")
+    return item
+
+
+def _boolean(item: Any) -> bool:
+    if not isinstance(item, bool):
+        raise _malformed("expected true or false")
+    return item
+
+
+def _seconds(item: Any) -> int:
+    if isinstance(item, bool) or not isinstance(item, int) or not 0 <= item <= MAX_BACKOFF_S:
+        raise _malformed(f"a back-off is 0 to {MAX_BACKOFF_S} seconds")
+    return item
+
+
+def _ids(items: Any) -> tuple[bytes, ...]:
+    if not isinstance(items, list | tuple) or len(items) > MAX_IDS:
+        raise _malformed(f"ids are a list of at most {MAX_IDS}")
+    if not all(isinstance(item, bytes) and len(item) == ID_SIZE for item in items):
+        raise _malformed(f"an id is {ID_SIZE} bytes")
+    return tuple(items)
