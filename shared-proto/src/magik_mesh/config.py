@@ -1,0 +1,106 @@
+"""Configuration of a node: frozen, validated once."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Mapping
+
+from attrs import Factory, field, frozen
+
+from magik_mesh.addresses import Address, parse
+from magik_mesh.errors import ConfigError
+from magik_proto.errors import RemoteProtocolError
+from magik_proto.identity import BootstrapPeer, Identity
+from magik_proto.membership import MembershipPolicy
+
+
+@frozen
+class Timings:
+    """Intervals in seconds.
+
+    Where no source is named, the value is a guess that `lab kill` and the simulator can settle.
+    """
+
+    idle_timeout: float = 10.0  # QUIC: silence after which a connection is lost
+    keep_alive: float = 3.0  # QUIC: ping interval; three may be lost before idle_timeout
+    dial: float = 5.0  # one dial over all addresses of a peer, handshake and hello included
+    redial: float = 2.0  # the one dial that decides between a hiccup and PeerDown: see `silence`
+    stagger: float = 0.25  # head start of an address before the next is tried too (RFC 8305, 5: 250 ms)
+    backoff_first: float = 0.2  # protocol.md: retries back off from 200 ms to 5 s
+    backoff_cap: float = 5.0
+    forget_after: float = 60.0  # a lost peer that nobody speaks of any more
+    exchange: float = 30.0  # peer exchange with one connected peer, chosen at random
+    presence: float = 60.0  # own record gossiped again (protocol.md: DHT refresh 60 s)
+    header: float = 10.0  # a request's header must be complete by then
+
+    @property
+    def silence(self) -> float:
+        """Seconds from a silent death to PeerDown, at most:
+
+        Idle time-out, one keep-alive in flight, one redial.
+        """
+        return self.idle_timeout + self.keep_alive + self.redial
+
+
+@frozen
+class MeshLimits:
+    """Caps, each with what happens at it."""
+
+    calls_per_peer: int = 64  # handlers at work for one peer: the next call is answered "busy"
+    dials: int = 8  # parallel dials: others wait their turn
+    known_peers: int = (
+        1024  # directory: the one unconnected and unheard of for longest goes; none such: not learnt
+    )
+    peers_per_exchange: int = 64  # records in one hello or exchange: a random choice of them
+    addresses_per_peer: int = 8  # of a record: the rest is not used
+    record_bytes: int = 16 << 10  # an encoded MachineRecord: a larger one is refused
+    gossip_frames: int = 1024  # outgoing gossip frames queued per peer: the oldest is dropped and counted
+    gossip_bytes: int = 4 << 20  # and their size: likewise
+    validations: int = 256  # messages that wait for one topic's validator: the next is ignored and counted
+    events: int = 1024  # unread peer events of one subscriber: its channel is closed
+    handler_deadline: float = 3600.0  # the longest deadline (s) that a caller can ask of a handler
+
+
+@frozen
+class NodeConfig:
+    """What a node is: who, where, in which plane, admitted by what.
+
+    `member` is the encoded membership that the certificate carries (None in an open fabric), `advertise`
+    holds `ip:port` texts for a machine that others reach by an address it cannot see itself, `labels`
+    travel in the machine's record. `max_connections` bounds the connections to peers: see
+    `magik_mesh.connections` for the policy at it.
+    """
+
+    host: str
+    port: int
+    identity: Identity
+    policy: MembershipPolicy
+    plane: str = "magik-machine/1"
+    member: bytes | None = None
+    bootstrap: tuple[BootstrapPeer, ...] = ()
+    advertise: tuple[str, ...] = ()
+    labels: Mapping[str, str] = Factory(dict)
+    max_connections: int = field(default=64)
+    timings: Timings = Timings()
+    limits: MeshLimits = MeshLimits()
+
+    def __attrs_post_init__(self) -> None:
+        try:
+            ipaddress.ip_address(self.host)
+            self.advertised()
+        except (ValueError, RemoteProtocolError) as error:
+            raise ConfigError(f"mesh address: {error}") from None
+        if not 0 <= self.port <= 65535:
+            raise ConfigError(f"mesh port {self.port} is not within 0 to 65535")
+        if not 0 < len(self.plane.encode()) <= 255:
+            raise ConfigError("plane must be an ALPN name of 1 to 255 bytes")
+        if self.max_connections < 2:
+            raise ConfigError(f"max_connections is {self.max_connections}, and must be at least 2")
+        if any(peer.peer == self.identity.peer_id for peer in self.bootstrap):
+            raise ConfigError(
+                "--bootstrap-peer names this machine itself; name another one, or none for the first"
+            )
+
+    def advertised(self) -> tuple[Address, ...]:
+        """`advertise`, parsed."""
+        return tuple(parse(text) for text in self.advertise)

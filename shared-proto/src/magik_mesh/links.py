@@ -1,0 +1,111 @@
+"""Connections in use: at most one per peer."""
+
+from __future__ import annotations
+
+from attrs import define, field
+
+from magik_mesh.arbitration import Standing
+from magik_mesh.pubsub import Outbox
+from magik_mesh.rpc_server import Caller, Slots
+from magik_mesh.tls import Admitted
+from magik_proto.identity import PeerId
+from trio_quic import Connection
+
+
+@define(eq=False)
+class Link:
+    """One connection in use, and what belongs to it."""
+
+    admitted: Admitted
+    connection: Connection[Admitted]
+    standing: Standing
+    outbox: Outbox
+    slots: Slots
+    since: float  # monotonic seconds
+    since_ms: int  # ms since the epoch
+    last_used: float
+    calls: int = 0  # calls of ours that are under way
+    ending: str | None = None  # why this side closed it, if it did
+
+    @property
+    def peer(self) -> PeerId:
+        """Who is at the other end."""
+        return self.admitted.peer
+
+    @property
+    def caller(self) -> Caller:
+        """The peer as handlers see it."""
+        return Caller(self.admitted.peer, self.admitted.roles)
+
+    @property
+    def busy(self) -> bool:
+        """Whether a call is under way on it, either way."""
+        return self.calls > 0 or self.slots.used > 0
+
+    def close(self, code: int, reason: str) -> None:
+        """Close from this side; waits for nothing."""
+        self.ending = reason
+        self.connection.close_now(code, reason)
+
+
+@define
+class LinkTable:
+    """The connections in use, under the policy of `max_connections`.
+
+    - Own dials go on until three quarters of it are in use; the rest is for others who need us.
+    - At the limit, a peer that has a call to make (in either direction), and a greeting peer that has less
+      than half of the three quarters itself, are still taken: the least recently used connection without a
+      call under way makes room. All others are answered "full".
+    """
+
+    maximum: int
+    _links: dict[PeerId, Link] = field(factory=dict)
+
+    def __len__(self) -> int:
+        return len(self._links)
+
+    def __contains__(self, peer: PeerId) -> bool:
+        return peer in self._links
+
+    def get(self, peer: PeerId) -> Link | None:
+        """The connection with `peer`."""
+        return self._links.get(peer)
+
+    def put(self, link: Link) -> None:
+        """Take `link` into use, in place of another with the same peer."""
+        self._links[link.peer] = link
+
+    def remove(self, link: Link) -> bool:
+        """Take `link` out of use; False if another is in its place already."""
+        if self._links.get(link.peer) is not link:
+            return False
+        del self._links[link.peer]
+        return True
+
+    def peers(self) -> tuple[PeerId, ...]:
+        """Everyone with whom there is a connection."""
+        return tuple(self._links)
+
+    def all(self) -> tuple[Link, ...]:
+        """All connections in use."""
+        return tuple(self._links.values())
+
+    @property
+    def target(self) -> int:
+        """Up to how many connections this node dials of its own accord."""
+        return max(1, self.maximum * 3 // 4)
+
+    def room_for_dials(self, dialing: int) -> int:
+        """How many more dials of its own accord, while `dialing` are under way."""
+        return self.target - len(self._links) - dialing
+
+    def has_room_for(self, links_of_peer: int) -> bool:
+        """Whether a greeting peer, that has `links_of_peer` connections, is to be taken."""
+        if len(self._links) < self.maximum:
+            return True
+        return links_of_peer < self.target // 2 and self.spare() is not None
+
+    def spare(self) -> Link | None:
+        """What to give up for another: the least recently used without a call under way, if there is one."""
+        idle = [link for link in self._links.values() if not link.busy]
+        return min(idle, key=lambda link: link.last_used, default=None)

@@ -1,0 +1,359 @@
+"""A mesh node: the one place where its parts meet.
+
+::
+
+    async with open_node(NodeConfig(host="0.0.0.0", port=4001, identity=identity, policy=policy)) as node:
+        node.handle("/magik/bid/1.0.0", on_bid)        # before the first await: nothing is served until then
+        node.subscribe("magik-fabric", judge)
+        answer = await node.call(peer, "/magik/bid/1.0.0", body)
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
+
+import structlog
+import trio
+from structlog.typing import FilteringBoundLogger
+
+from magik_mesh import codes
+from magik_mesh.addresses import Address, OwnAddresses
+from magik_mesh.clock import Clock, SystemClock, unit_random
+from magik_mesh.config import NodeConfig
+from magik_mesh.connections import Connections
+from magik_mesh.dialer import Dialer
+from magik_mesh.dialing import DialPlan
+from magik_mesh.directory import Directory
+from magik_mesh.errors import CannotListen, MeshError, PeerUnreachable, RpcFailed, RpcTimeout
+from magik_mesh.hello import parse_records
+from magik_mesh.links import Link, LinkTable
+from magik_mesh.presence import Presence
+from magik_mesh.pubsub import PubSub, Validator
+from magik_mesh.roster import PeerEvent, PeerInfo, Roster
+from magik_mesh.rpc_client import ReplyStream, ask, calling
+from magik_mesh.rpc_server import Call, Handler, RpcServer
+from magik_mesh.stats import Stats
+from magik_mesh.streams import STREAM_ERRORS
+from magik_mesh.tls import Admitted, admission, make_credentials
+from magik_proto.errors import RemoteProtocolError
+from magik_proto.identity import PeerId
+from trio_quic import DatagramSocket, Endpoint, Limits, open_endpoint
+
+_RESERVED = "/magik/mesh/"
+
+
+class Node:
+    """See `open_node`."""
+
+    def __init__(
+        self,
+        config: NodeConfig,
+        clock: Clock,
+        endpoint: Endpoint[Admitted],
+        nursery: trio.Nursery,
+        log: FilteringBoundLogger,
+    ) -> None:
+        self.id: PeerId = config.identity.peer_id
+        self.address: Address = endpoint.local_address
+        self.stats = Stats()
+        self._config = config
+        self._clock = clock
+        self._endpoint = endpoint
+        self._nursery = nursery
+        self._log = log
+        self._handlers: dict[str, Handler] = {}
+        self._links = LinkTable(config.max_connections)
+        self._roster = Roster(config.limits.events)
+        self._pubsub = PubSub(self.id, clock, config.limits, self.stats, log)
+        self._presence = self._make_presence()
+        self._connections = self._make_connections()
+        self._dialer = Dialer(config, clock, endpoint, self._connections, admission(config, clock), log)
+
+    # -- calls
+
+    def handle(self, method: str, handler: Handler) -> None:
+        """Serve calls of `method` with `handler`; see `Call`.
+
+        Register before the first await: what comes earlier is answered "unimplemented".
+        """
+        if method.startswith(_RESERVED) or method in self._handlers:
+            raise ValueError(f"{method} has a handler already")
+        self._handlers[method] = handler
+
+    async def call(self, peer: PeerId, method: str, body: Any = None, *, timeout: float = 30.0) -> Any:
+        """Ask `peer`, connecting first if need be; the answer's body.
+
+        `timeout` (s) is for all of it and travels to the handler. Raises `RpcFailed`, `PeerUnreachable` or
+        `RpcTimeout`.
+        """
+        with trio.move_on_after(timeout) as scope:
+            async with self._using(peer) as link:
+                stream = await link.connection.open_stream()
+                return await ask(stream, method, body, _milliseconds(scope))
+        raise RpcTimeout(peer, method, timeout)
+
+    @asynccontextmanager
+    async def open_call(
+        self, peer: PeerId, method: str, body: Any = None, *, timeout: float = 30.0
+    ) -> AsyncIterator[tuple[Any, ReplyStream]]:
+        """Ask `peer`, and keep the stream: the answer's body, and raw bytes both ways.
+
+        `timeout` (s) is for the answer; the stream after it has none. Leaving before the peer has ended its
+        half of the stream cancels its handler; read to the end to be sure that all was taken. Errors as in
+        `call` until the answer; later the stream raises `trio_quic` errors (all of them
+        `trio.BrokenResourceError`).
+        """
+        async with AsyncExitStack() as stack:
+            with trio.move_on_after(timeout) as scope:
+                opened = await self._open(stack, peer, method, body, scope)
+            if scope.cancelled_caught:
+                raise RpcTimeout(peer, method, timeout)
+            yield opened
+
+    async def _open(
+        self, stack: AsyncExitStack, peer: PeerId, method: str, body: Any, scope: trio.CancelScope
+    ) -> tuple[Any, ReplyStream]:
+        async with self._using(peer) as link:
+            stream = await link.connection.open_stream()
+            opened = await stack.enter_async_context(calling(stream, method, body, _milliseconds(scope)))
+            link.calls += 1
+            stack.callback(_give_back, link)
+            return opened
+
+    @asynccontextmanager
+    async def _using(self, peer: PeerId) -> AsyncIterator[Link]:
+        """The connection with `peer`, made first if there is none;
+
+        What breaks within becomes a `MeshError`.
+        """
+        if peer == self.id:
+            raise PeerUnreachable(peer, "it is this node itself")
+        await self._dialer.reach(peer)
+        link = self._links.get(peer)
+        if link is None:
+            raise PeerUnreachable(peer, "the connection was lost again")
+        link.calls += 1
+        self.stats.calls_sent += 1
+        try:
+            yield link
+        except STREAM_ERRORS as error:
+            raise PeerUnreachable(peer, str(error)) from error
+        except RemoteProtocolError as error:
+            raise RpcFailed(codes.MALFORMED, f"the answer of {peer} cannot be understood: {error}") from error
+        finally:
+            _give_back(link)
+            link.last_used = self._clock.now()
+
+    # -- topics
+
+    async def publish(self, topic: str, payload: bytes) -> None:
+        """Hand `payload` (at most 64 KiB) to the gossip of `topic`. Own subscribers do not get it.
+
+        Returns when it stands in the outboxes of the peers; the same payload once more is not sent again.
+        """
+        self._pubsub.publish(topic, payload)
+        await trio.lowlevel.checkpoint()
+
+    def subscribe(self, topic: str, validate: Validator) -> None:
+        """Have `validate(source, payload)` judge each message of `topic`, one at a time, in order.
+
+        `source` is the peer that handed it on, not who wrote it. ACCEPT forwards it; IGNORE and REJECT do
+        not, REJECT also blames the source. One validator a topic; what it takes in, it passes on itself.
+        """
+        self._pubsub.subscribe(topic, validate)
+
+    # -- peers
+
+    def peers(self) -> tuple[PeerInfo, ...]:
+        """All machines that are known, in the order of their ids."""
+        known = {*self._presence.directory.peers(), *self._links.peers()}
+        return tuple(self._connections.info(peer) for peer in sorted(known))
+
+    def subscribe_peers(self) -> trio.MemoryReceiveChannel[PeerEvent]:
+        """`PeerUp` for everyone connected now, then all changes.
+
+        Ends with the node, or when not read in time.
+        """
+        return self._roster.subscribe()
+
+    def roles(self, peer: PeerId) -> frozenset[str] | None:
+        """What `peer` may do:
+
+        By its connection, else by the membership in its published record; None if unknown.
+        """
+        link = self._links.get(peer)
+        if link is not None:
+            return link.admitted.roles
+        known = self._presence.directory.get(peer)
+        record = known.record if known else None
+        member = self._config.member if peer == self.id else record.member if record else None
+        if peer != self.id and record is None:
+            return None
+        try:
+            return self._config.policy.admit(peer, member, self._clock.timestamp())
+        except RemoteProtocolError:
+            return None
+
+    def recheck(self) -> None:
+        """Judge all connected peers again, after the policy has changed.
+
+        Happens by itself from time to time.
+        """
+        self._connections.recheck()
+
+    # -- tasks
+
+    def start(self) -> None:
+        """Start all tasks; they run from the next checkpoint on."""
+        self._handlers[codes.GOSSIP] = self._pubsub.read_frames
+        self._handlers[codes.PEERS] = self._on_exchange
+        self._pubsub.subscribe(codes.PRESENCE_TOPIC, self._presence.judge)
+        now = self._clock.now()
+        for peer in self._config.bootstrap:
+            self._presence.directory.configure(peer.peer, (peer.host, peer.port), now)
+            self._connections.plan.want(peer.peer, now, permanent=True)
+        for task in (self._pubsub.run, self._accept, self._dialer.run, self._exchange, self._renew):
+            self._nursery.start_soon(task)
+
+    def stop(self) -> None:
+        """Say goodbye and end all tasks."""
+        self._connections.say_goodbye()
+        self._roster.close()
+        self._nursery.cancel_scope.cancel()
+
+    async def _accept(self) -> None:
+        while True:
+            connection = await self._endpoint.accept()
+            self._nursery.start_soon(self._connections.welcome, connection)
+
+    async def _exchange(self) -> None:
+        """From time to time: who else is there, says a random peer? And are all still members?"""
+        while True:
+            await trio.sleep(self._config.timings.exchange * (0.75 + unit_random(self._clock) / 2))
+            self._connections.recheck()
+            peers = self._links.peers()
+            if not peers:
+                continue
+            peer = peers[int(unit_random(self._clock) * len(peers))]
+            try:
+                answer = await self.call(
+                    peer, codes.PEERS, self._records(), timeout=self._config.timings.dial
+                )
+                self._presence.hear_records(peer, parse_records(answer))
+            except (MeshError, RemoteProtocolError) as error:
+                self._log.debug("peer exchange failed", peer=str(peer), error=str(error))
+            self._dialer.wake()
+
+    async def _on_exchange(self, call: Call) -> Any:
+        self._presence.hear_records(call.peer, parse_records(call.body))
+        return self._records()
+
+    def _records(self) -> list[bytes]:
+        return [self._presence.own_record(), *self._presence.some_records()]
+
+    async def _renew(self) -> None:
+        while True:
+            await trio.sleep(self._config.timings.presence * (0.75 + unit_random(self._clock) / 2))
+            self._announce(self._presence.renew())
+            self._presence.expire()
+
+    def _announce(self, record: bytes) -> None:
+        self._pubsub.publish(codes.PRESENCE_TOPIC, record)
+
+    # -- parts
+
+    def _make_presence(self) -> Presence:
+        config = self._config
+        listen = (config.host, self.address[1])
+        return Presence(
+            config=config,
+            clock=self._clock,
+            addresses=OwnAddresses(listen, config.advertised()),
+            directory=Directory(self.id, config.limits),
+            plan=DialPlan(config.timings, lambda: unit_random(self._clock)),
+            stats=self.stats,
+            log=self._log,
+            connected=self._links.peers,
+            announce=self._announce,
+            on_news=lambda: self._dialer.wake(),
+        )
+
+    def _make_connections(self) -> Connections:
+        config = self._config
+        server = RpcServer(
+            self._handlers, self.stats, self._log, config.timings.header, config.limits.handler_deadline
+        )
+        return Connections(
+            config=config,
+            clock=self._clock,
+            nursery=self._nursery,
+            links=self._links,
+            plan=self._presence.plan,
+            presence=self._presence,
+            pubsub=self._pubsub,
+            roster=self._roster,
+            server=server,
+            stats=self.stats,
+            log=self._log,
+            wake_dialer=lambda: self._dialer.wake(),
+            incarnation=int.from_bytes(self._clock.random(8), "big"),
+        )
+
+
+@asynccontextmanager
+async def open_node(
+    config: NodeConfig, *, clock: Clock | None = None, socket: DatagramSocket | None = None
+) -> AsyncIterator[Node]:
+    """A running node. Leaving the context says goodbye to all peers and ends every task of the node.
+
+    Register handlers and subscriptions before the first await: nothing is dialled or accepted until then.
+    `clock` and `socket` replace time, randomness and the UDP socket in tests. Raises `CannotListen` or
+    `ConfigError`.
+    """
+    clock = clock or SystemClock()
+    log: FilteringBoundLogger = structlog.get_logger().bind(plane=config.plane)
+    async with AsyncExitStack() as stack:
+        endpoint = await _listen(stack, config, clock, socket)
+        nursery = await stack.enter_async_context(trio.open_nursery())
+        node = Node(config, clock, endpoint, nursery, log)
+        node.start()
+        if config.policy.root is None:
+            log.warning("the fabric is open: anyone who reaches this port is a member", port=node.address[1])
+        try:
+            yield node
+        finally:
+            node.stop()
+
+
+async def _listen(
+    stack: AsyncExitStack, config: NodeConfig, clock: Clock, socket: DatagramSocket | None
+) -> Endpoint[Admitted]:
+    limits = Limits(
+        idle_timeout=config.timings.idle_timeout,
+        keep_alive=config.timings.keep_alive,
+        # Beside those in use: ones that are being dialled, greeted, refused, or replaced.
+        max_connections=2 * config.max_connections + 64,
+    )
+    opening = open_endpoint(
+        config.host,
+        config.port,
+        credentials=make_credentials(config),
+        alpn=config.plane,
+        verify_peer=admission(config, clock),
+        limits=limits,
+        socket=socket,
+    )
+    try:
+        return await stack.enter_async_context(opening)
+    except OSError as error:
+        raise CannotListen(config.host, config.port, error) from error
+
+
+def _give_back(link: Link) -> None:
+    link.calls -= 1
+
+
+def _milliseconds(scope: trio.CancelScope) -> int:
+    return max(1, int((scope.deadline - trio.current_time()) * 1000))

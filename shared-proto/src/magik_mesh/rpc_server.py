@@ -1,0 +1,271 @@
+"""The answering side of a call: one stream, one handler, one scope.
+
+A call's stream carries the request's frame, the response's frame, and after that whatever the two
+applications agreed on. While a handler works, the stream is read ahead by one chunk, so that a caller who
+gives up (resets) is noticed at once and the handler is cancelled; a handler that reads slowly slows the
+caller, nothing is stored beyond that chunk.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+import trio
+from attrs import define, field, frozen
+from structlog.typing import FilteringBoundLogger
+
+from magik_mesh import codes
+from magik_mesh.errors import CallRefused
+from magik_mesh.stats import Stats
+from magik_mesh.streams import STREAM_ERRORS, FramedStream, RawStream
+from magik_proto import codec
+from magik_proto.errors import LocalProtocolError, RemoteProtocolError
+from magik_proto.identity import PeerId
+from magik_proto.rpc import Request, Response, encode_frame
+
+_CHUNK = 64 << 10
+
+
+@frozen
+class Caller:
+    """Who calls: proved by the handshake, admitted with `roles`."""
+
+    peer: PeerId
+    roles: frozenset[str]
+
+
+@define
+class Slots:
+    """Bounded concurrency of one peer."""
+
+    limit: int
+    used: int = 0
+
+    def take(self) -> bool:
+        """A slot, or False when all are in use."""
+        if self.used >= self.limit:
+            return False
+        self.used += 1
+        return True
+
+    def give(self) -> None:
+        """Return a slot."""
+        self.used -= 1
+
+
+class CallStream(trio.abc.HalfCloseableStream):
+    """The raw bytes of a call, both ways, after its header."""
+
+    def __init__(self, framed: FramedStream) -> None:
+        self._framed = framed
+        self._ahead_in, self._ahead = trio.open_memory_channel[bytes](0)
+        self._rest = b""
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        """Send to the caller; waits while it takes no more."""
+        await self._framed.raw.send_all(data)
+
+    async def wait_send_all_might_not_block(self) -> None:
+        """A checkpoint: the stream below tells by `send_all` alone."""
+        await trio.lowlevel.checkpoint()
+
+    async def send_eof(self) -> None:
+        """End our half; the caller may go on sending."""
+        await self._framed.raw.send_eof()
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        """Bytes from the caller; none when it has ended its half."""
+        if not self._rest:
+            try:
+                self._rest = await self._ahead.receive()
+            except trio.EndOfChannel:
+                return b""
+        taken, self._rest = self._rest[:max_bytes], self._rest[len(self._rest[:max_bytes]) :]
+        return taken
+
+    def reset(self, code: int) -> None:
+        """Tear both halves down at once; the caller sees a reset stream."""
+        self._framed.raw.reset(code)
+
+    async def aclose(self) -> None:
+        """Close both halves."""
+        await self._framed.raw.aclose()
+
+    async def read_ahead(self, on_gone: Callable[[], None]) -> None:
+        """Feed `receive_some` until the caller ends its half; `on_gone` when it broke the stream."""
+        with self._ahead_in:
+            try:
+                while chunk := await self._framed.receive_some(_CHUNK):
+                    await self._ahead_in.send(bytes(chunk))
+            except STREAM_ERRORS:
+                on_gone()
+
+
+class Call:
+    """One call, as its handler sees it.
+
+    A handler either returns the answer's body, or awaits `reply(body)` and then owns `stream`: raw bytes
+    both ways until it returns. Raise `CallRefused(code, message)` before the reply to answer with an error.
+    """
+
+    def __init__(
+        self, caller: Caller, request: Request, framed: FramedStream, scope: trio.CancelScope
+    ) -> None:
+        self.peer: PeerId = caller.peer
+        self.roles: frozenset[str] = caller.roles
+        self.method: str = request.method
+        self.body: Any = request.body
+        self.replied = False
+        self._scope = scope
+        self._stream = CallStream(framed)
+
+    @property
+    def stream(self) -> CallStream:
+        """The raw stream. Only after `reply`: before it the caller still waits for a frame."""
+        if not self.replied:
+            raise RuntimeError("await call.reply(body) before using call.stream")
+        return self._stream
+
+    @property
+    def remaining(self) -> float:
+        """Seconds until the caller's deadline; infinite after `reply`, or if the caller named none."""
+        return self._scope.deadline - trio.current_time()
+
+    async def reply(self, body: Any = None) -> None:
+        """Send the answer now and keep the stream. The deadline concerned the answer: it ends here."""
+        if self.replied:
+            raise RuntimeError(f"{self.method} was already answered")
+        self.replied = True
+        self._scope.deadline = math.inf
+        await self._stream.send_all(encode_frame(Response.success(body)))
+
+
+Handler = Callable[[Call], Awaitable[Any]]
+
+
+@define
+class RpcServer:
+    """Serves calls from admitted peers with the node's handlers."""
+
+    handlers: Mapping[str, Handler]
+    stats: Stats
+    log: FilteringBoundLogger
+    header_timeout: float
+    longest_deadline: float
+    unlimited: frozenset[str] = field(default=frozenset((codes.GOSSIP,)))
+
+    async def serve(self, raw: RawStream, caller: Caller, slots: Slots) -> None:
+        """Serve one stream from its first byte to its end. Never raises but for cancellation."""
+        framed = FramedStream(raw)
+        ending: int | None = codes.RESET_CANCELLED
+        try:
+            request = await self._read_request(framed)
+            if request is not None:
+                await self._answer(request, framed, caller, slots)
+            ending = None
+            await raw.aclose()
+        except RemoteProtocolError as error:
+            self.stats.frames_malformed += 1
+            self.log.warning("malformed call", peer=str(caller.peer), error=str(error))
+            ending = codes.RESET_MALFORMED
+        except STREAM_ERRORS as error:
+            self.log.debug("call broken off", peer=str(caller.peer), error=str(error))
+        finally:
+            if ending is not None:
+                raw.reset(ending)
+
+    async def _read_request(self, framed: FramedStream) -> Request | None:
+        with trio.move_on_after(self.header_timeout):
+            payload = await framed.read_frame()
+            return None if payload is None else Request.from_value(codec.decode(payload))
+        raise RemoteProtocolError("rpc.slow-header", f"no complete request within {self.header_timeout:g} s")
+
+    async def _answer(self, request: Request, framed: FramedStream, caller: Caller, slots: Slots) -> None:
+        handler = self.handlers.get(request.method)
+        if handler is None:
+            text = f"this machine has no method {request.method}"
+            await framed.raw.send_all(encode_frame(Response.failure(codes.UNIMPLEMENTED, text)))
+        elif request.method in self.unlimited:
+            await self._handle(handler, request, framed, caller)
+        elif not slots.take():
+            self.stats.calls_busy += 1
+            text = f"{slots.limit} calls of yours are at work: try again later"
+            await framed.raw.send_all(encode_frame(Response.failure(codes.BUSY, text)))
+        else:
+            try:
+                await self._handle(handler, request, framed, caller)
+            finally:
+                slots.give()
+
+    async def _handle(self, handler: Handler, request: Request, framed: FramedStream, caller: Caller) -> None:
+        self.stats.calls_served += 1
+        scope = trio.CancelScope(deadline=trio.current_time() + self._seconds(request))
+        call = Call(caller, request, framed, scope)
+        answer = await self._run(handler, call, scope)
+        if answer is None:
+            framed.raw.reset(codes.RESET_HANDLER)
+        elif not call.replied:
+            await framed.raw.send_all(answer)
+
+    async def _run(self, handler: Handler, call: Call, scope: trio.CancelScope) -> bytes | None:
+        """The handler's answer as a frame.
+
+        None when the stream is to be reset: the caller has gone, or the handler failed after its reply.
+        """
+        gone = False
+
+        def caller_gone() -> None:
+            nonlocal gone
+            gone = True
+            scope.cancel()
+
+        answer: bytes | None
+        answer = encode_frame(Response.failure(codes.DEADLINE, f"{call.method} did not finish in time"))
+        try:
+            with scope:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(call._stream.read_ahead, caller_gone)
+                    body = await handler(call)
+                    answer = b"" if call.replied else encode_frame(Response.success(body))
+                    nursery.cancel_scope.cancel()
+        # Not a plain `except`: when the connection ends, the handler's error and Trio's cancellation come
+        # as one group, of which the cancellation has to go on.
+        except* Exception as errors:  # noqa: BLE001 - what a handler raises ends its call, never the node
+            answer = self._failed(call, errors)
+        return None if gone else answer
+
+    def _failed(self, call: Call, error: ExceptionGroup[Exception]) -> bytes | None:
+        cause = _unwrapped(error)
+        if call.replied and isinstance(cause, STREAM_ERRORS):
+            self.log.debug("caller left", method=call.method, peer=str(call.peer))
+            return None
+        frame = None if not isinstance(cause, CallRefused) else _refusal(cause)
+        if frame is None:
+            self.stats.calls_failed += 1
+            self.log.error("handler failed", method=call.method, peer=str(call.peer), exc_info=error)
+            text = "the handler failed; see the log of the machine that answered"
+            frame = encode_frame(Response.failure(codes.INTERNAL, text))
+        return None if call.replied else frame
+
+    def _seconds(self, request: Request) -> float:
+        return min(self.longest_deadline, request.deadline_ms / 1000)
+
+
+def _unwrapped(error: Exception) -> Exception:
+    """The one error inside groups of one, which nurseries wrap around it."""
+    while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error
+
+
+def _refusal(error: CallRefused) -> bytes | None:
+    """The frame of an error that a handler chose;
+
+    None if the code is no slug, which is the handler's mistake.
+    """
+    try:
+        return encode_frame(Response.failure(error.code, error.message))
+    except LocalProtocolError:
+        return None

@@ -1,0 +1,326 @@
+"""A connection: one task that drives a :class:`~trio_quic.core.Core`, and the streams on it."""
+
+from collections import deque
+from collections.abc import Callable
+from typing import Generic, Protocol, TypeVar, cast
+
+import trio
+
+from .core import Address, CidIssued, CidRetired, Core, CoreFault, Data, Datagram, Reset, Stopped, Termination
+from .errors import ConnectionClosed, ConnectionLost, HandshakeFailed, PeerRejected, QuicError
+from .limits import Limits
+from .stream import Stream
+from .tls import REJECTING_ALERTS
+
+T = TypeVar("T")
+
+# The core is called so much after its own timer, in seconds: it computes "sent + delay <= now" as "sent <=
+# now - delay", and with a clock that stands still at the deadline, a rounding error would have it ask for the
+# same moment forever.
+CLOCK_GRAIN = 1e-6
+
+
+class Port(Protocol):
+    """What a connection needs of its endpoint."""
+
+    def send(self, datagrams: list[Datagram]) -> None:
+        """Put datagrams on the wire; what does not fit is lost, as on any wire."""
+
+    def add_cid(self, cid: bytes, connection: "Connection[T]") -> None:
+        """Route datagrams with this id to the connection."""
+
+    def remove_cid(self, cid: bytes) -> None:
+        """Route them no more."""
+
+    def on_ready(self, connection: "Connection[T]") -> None:
+        """Both sides are proven."""
+
+    def on_over(self, connection: "Connection[T]", farewell: list[Datagram]) -> None:
+        """The connection is over; ``farewell`` is what we sent last if we closed it."""
+
+
+class Connection(Generic[T]):
+    """An authenticated connection; get one from ``Endpoint.connect()`` or ``Endpoint.accept()``.
+
+    ``open_stream`` and ``accept_stream`` raise :class:`ConnectionClosed` or :class:`ConnectionLost` when the
+    connection has ended (also found in ``close_error``), and :class:`trio.ClosedResourceError` when it was
+    closed on this side.
+    """
+
+    def __init__(self, port: Port, core: Core, limits: Limits, *, is_client: bool, give_up_at: float) -> None:
+        self._port = port
+        self._core = core
+        self._limits = limits
+        self._is_client = is_client
+        self._give_up_at = give_up_at
+        self._last_heard = trio.current_time()
+        self._streams: dict[int, Stream] = {}
+        self._incoming: deque[Stream] = deque()
+        self._incoming_news = trio.Event()
+        self._slots_news = trio.Event()
+        self._wakeup = trio.Event()
+        self._ready = False
+        self._over = False
+        self._remote_address = core.remote_address
+        self.settled = trio.Event()
+        """Set once the handshake has come to an end, good or bad."""
+        self.closed = trio.Event()
+        """Set once the connection is over, whoever ended it."""
+        self.close_error: QuicError | None = None
+        """Why the connection is over; None while it lives, and if this side closed it."""
+
+    def __repr__(self) -> str:
+        state = "over" if self._over else "open" if self._ready else "connecting"
+        return f"<trio_quic.Connection with {self.remote_address}, {state}>"
+
+    @property
+    def peer(self) -> T:
+        """What ``verify_peer`` returned for the peer's certificate."""
+        return cast(T, self._core.verified)
+
+    @property
+    def remote_address(self) -> Address | None:
+        """Where the peer was heard last, as (host, port)."""
+        return self._core.remote_address or self._remote_address
+
+    @property
+    def is_client(self) -> bool:
+        """Whether this side opened the connection."""
+        return self._is_client
+
+    # -- for the application
+
+    async def open_stream(self) -> Stream:
+        """A new bidirectional stream. Waits while as many are open as the peer, or ``Limits.max_streams``,
+        allows.
+
+        The peer's ``accept_stream()`` returns it when the first byte, end of stream or reset is sent on it.
+        """
+        await trio.lowlevel.checkpoint()
+        self._check_open()
+        while not self._core.can_open():
+            self._slots_news = trio.Event() if self._slots_news.is_set() else self._slots_news
+            await self._slots_news.wait()
+            self._check_open()
+        return self._add_stream(self._core.open_stream())
+
+    async def accept_stream(self) -> Stream:
+        """The next stream that the peer has opened. Streams that had arrived can be had after the
+        connection's end.
+        """
+        await trio.lowlevel.checkpoint()
+        while not self._incoming:
+            self._check_open()
+            self._incoming_news = trio.Event() if self._incoming_news.is_set() else self._incoming_news
+            await self._incoming_news.wait()
+        return self._incoming.popleft()
+
+    async def aclose(self, code: int = 0, reason: str = "") -> None:
+        """Close at once; the peer gets :class:`ConnectionClosed` with ``code`` and the first 200 bytes of
+        ``reason``.
+
+        What was sent on streams and not yet acknowledged may be lost: have the peer confirm, or end streams,
+        first.
+        """
+        self.close_now(code, reason)
+        await trio.lowlevel.checkpoint()
+
+    def _check_open(self) -> None:
+        if self._over:
+            error = self.close_error or trio.ClosedResourceError("this connection was closed here")
+            raise error.with_traceback(None)
+
+    # -- for streams
+
+    def wake(self) -> None:
+        """Have the connection's task send what is queued."""
+        self._wakeup.set()
+
+    def forget(self, stream: Stream) -> None:
+        """The application is done with a stream."""
+        self._core.let_go(stream.id)
+        self._streams.pop(stream.id, None)
+
+    # -- for the endpoint
+
+    def feed(self, data: bytes, address: Address, now: float) -> None:
+        """Take in one datagram of a batch; ``digest`` follows after the last."""
+        self._last_heard = now
+        if not self._over:
+            self._guarded(lambda: self._core.receive(data, address, now))
+
+    def digest(self) -> None:
+        """Hand on what a batch of datagrams has brought."""
+        if not self._over:
+            self._hand_on_events()
+            self.wake()
+
+    def abandon(self) -> None:
+        """End without a word to anybody."""
+        self._finish(None)
+
+    def close_now(self, code: int = 0, reason: str = "") -> None:
+        """Close and send the farewell without waiting for anything."""
+        if not self._over:
+            self._core.close(code, reason)
+            self._depart(None)
+
+    @property
+    def ready(self) -> bool:
+        """Whether the handshake succeeded."""
+        return self._ready
+
+    def is_known(self) -> bool:
+        """Whether the peer has sent anything that could be decrypted."""
+        return self._core.is_known
+
+    async def run(self) -> None:
+        """The connection's task; returns when the connection is over."""
+        while not self._over:
+            self._wakeup = trio.Event()
+            now = trio.current_time()
+            self._flush(now)
+            if not self._over:
+                await self._sleep()
+
+    async def _sleep(self) -> None:
+        due = self._due()
+        with trio.move_on_at(due):
+            await self._wakeup.wait()
+            # Let those write that the same datagrams have woken: their answers go out with our
+            # acknowledgements.
+            await trio.lowlevel.checkpoint()
+        now = trio.current_time()
+        if now >= due:
+            self._on_time(max(now, due))
+
+    def _due(self) -> float:
+        timeout = self._core.next_timeout()
+        due = self._give_up_at if timeout is None else timeout + CLOCK_GRAIN
+        if not self._ready:
+            return min(due, self._give_up_at)
+        if self._limits.keep_alive is not None:
+            due = min(due, self._last_heard + self._limits.keep_alive)
+        return due
+
+    def _on_time(self, now: float) -> None:
+        if not self._ready and now >= self._give_up_at:
+            self._core.close(0, "handshake timed out")
+            self._depart(HandshakeFailed(f"no answer from {self.remote_address} in time"))
+            return
+        timeout = self._core.next_timeout()
+        if timeout is not None and now >= timeout + CLOCK_GRAIN:
+            self._guarded(lambda: self._core.timer(now))
+            self.digest()
+        keep_alive = self._limits.keep_alive
+        if self._ready and keep_alive is not None and now >= self._last_heard + keep_alive:
+            self._last_heard = now
+            self._core.ping()
+
+    # -- driving the core
+
+    def _guarded(self, step: Callable[[], None]) -> None:
+        """Do a step of the core; a fault ends this connection and nothing else."""
+        try:
+            step()
+        except CoreFault as exc:
+            self._finish(ConnectionLost(str(exc)) if self._ready else HandshakeFailed(str(exc)))
+
+    def _transmit(self, now: float) -> list[Datagram]:
+        datagrams: list[Datagram] = []
+        self._guarded(lambda: datagrams.extend(self._core.datagrams(now)))
+        if datagrams:
+            self._port.send(datagrams)
+        return datagrams
+
+    def _flush(self, now: float) -> None:
+        """Send what is due, and see whether that, or what came in, was the end."""
+        datagrams = self._transmit(now)
+        end = self._core.termination
+        if end is not None:
+            self._finish(self._explain(end), datagrams if end.by == "us" else [])
+
+    def _depart(self, error: QuicError | None) -> None:
+        """Say farewell, having closed the core, and be over for this reason."""
+        self._finish(error, self._transmit(trio.current_time()))
+
+    def _hand_on_events(self) -> None:
+        for event in self._core.events():
+            match event:
+                case CidIssued(cid):
+                    self._port.add_cid(cid, self)
+                case CidRetired(cid):
+                    self._port.remove_cid(cid)
+                case Data(stream_id, data, fin):
+                    self._stream(stream_id).on_data(data, fin)
+                case Reset(stream_id, code):
+                    self._stream(stream_id).on_reset(code)
+                case Stopped(stream_id, code):
+                    self._on_stopped(stream_id, code)
+        if not self._ready and self._core.established:
+            self._ready = True
+            self._port.on_ready(self)
+            self.settled.set()
+        if not self._slots_news.is_set() and self._core.can_open():
+            self._slots_news.set()
+        for stream in self._streams.values():
+            if stream.awaits_progress:
+                stream.on_progress()
+
+    def _add_stream(self, stream_id: int) -> Stream:
+        stream = self._streams[stream_id] = Stream(self, self._core, stream_id, self._limits.send_buffer)
+        return stream
+
+    def _stream(self, stream_id: int) -> Stream:
+        """The stream that an event is about; the first event of a stream of the peer brings it to
+        accept_stream().
+        """
+        stream = self._streams.get(stream_id)
+        if stream is None:
+            stream = self._add_stream(stream_id)
+            self._incoming.append(stream)
+            self._incoming_news.set()
+        return stream
+
+    def _on_stopped(self, stream_id: int, code: int) -> None:
+        if self._core.is_let_go(stream_id):
+            return
+        self._stream(stream_id).on_stopped(code)
+
+    # -- the end
+
+    def _explain(self, end: Termination) -> QuicError | None:
+        """The error that tells the application how the connection ended."""
+        if not self._ready:
+            return self._explain_handshake(end)
+        if end.by == "silence":
+            return ConnectionLost(f"nothing was heard from {self.remote_address} for the idle time-out")
+        if end.by == "us":
+            return ConnectionLost(f"the peer broke the protocol: {end.reason} (code {end.code})")
+        if end.application or end.code == 0:
+            return ConnectionClosed(end.code, end.reason)
+        return ConnectionLost(f"the peer gave up the connection: {end.reason} (transport code {end.code})")
+
+    def _explain_handshake(self, end: Termination) -> HandshakeFailed:
+        if end.by == "us" and self._core.rejection is not None:
+            return self._core.rejection
+        if end.by == "peer" and end.alert in REJECTING_ALERTS:
+            return PeerRejected(end.reason or "the peer refused our certificate", by_remote=True)
+        if end.by == "silence":
+            return HandshakeFailed(f"no answer from {self.remote_address}")
+        who = "the peer" if end.by == "peer" else "this side"
+        alert = f"TLS alert {end.alert}" if end.alert is not None else f"code {end.code}"
+        return HandshakeFailed(f"{who} ended the handshake with {alert}: {end.reason or 'no reason given'}")
+
+    def _finish(self, error: QuicError | None, farewell: list[Datagram] | None = None) -> None:
+        if self._over:
+            return
+        self._over = True
+        self._remote_address = self._core.remote_address
+        self.close_error = error
+        for stream in list(self._streams.values()):
+            stream.on_disconnected(error or trio.ClosedResourceError("this connection was closed here"))
+        self._streams.clear()
+        self._port.on_over(self, farewell or [])
+        for event in (self.settled, self.closed, self._incoming_news, self._slots_news, self._wakeup):
+            event.set()

@@ -1,0 +1,396 @@
+"""The one place that knows aioquic: its sans-IO core, held to our rules, behind a small interface.
+
+All else in this package sees :class:`Core` and the events below. Times are readings of one monotonic clock in
+seconds, passed in; datagrams go in and come out; nothing here waits.
+
+Where aioquic's habits differ from ours, :class:`~trio_quic.hardened.HardenedConnection` overrides them:
+
+- *Credit follows consumption.* aioquic doubles a stream's and the connection's receive limits as data
+  arrives. Here a limit is always "what the application consumed, plus the window", so unread bytes never
+  exceed the window.
+- *Streams count until the application has let go of them*, not until their last frame, so that a peer cannot
+  pile up finished, unread streams.
+- *Handshake data is small*: 64 KiB a packet number space, where aioquic buffers 512 KiB a space before
+  anybody is known.
+"""
+
+from collections.abc import Iterator
+
+import attrs
+from aioquic._buffer import Buffer
+from aioquic.quic import events as aioquic_events
+from aioquic.quic.connection import (
+    QuicConnectionState,
+    stream_is_client_initiated,
+)
+from aioquic.quic.crypto import CryptoPair
+from aioquic.quic.packet import (
+    QuicErrorCode,
+    QuicFrameType,
+    QuicPacketType,
+    pull_quic_header,
+)
+from aioquic.quic.packet_builder import QuicPacketBuilder
+from aioquic.quic.stream import QuicStream
+
+from .errors import PeerRejected
+from .hardened import CID_LENGTH, VERSION, CoreConfig, HardenedConnection
+from .tls import CertificateCheck, short_reason
+
+Address = tuple[str, int]
+Datagram = tuple[bytes, Address]
+
+_OVER = frozenset({QuicConnectionState.CLOSING, QuicConnectionState.DRAINING, QuicConnectionState.TERMINATED})
+
+
+class CoreFault(Exception):
+    """The core fell over a datagram or its own state. This connection cannot go on; others can."""
+
+
+@attrs.frozen
+class Data:
+    """Bytes of a stream, in order, each once. ``fin``: no more will come."""
+
+    stream_id: int
+    data: bytes
+    fin: bool
+
+
+@attrs.frozen
+class Reset:
+    """The peer abandoned its sending side of a stream."""
+
+    stream_id: int
+    code: int
+
+
+@attrs.frozen
+class Stopped:
+    """The peer wants no more of what we send on a stream."""
+
+    stream_id: int
+    code: int
+
+
+@attrs.frozen
+class CidIssued:
+    """Datagrams may from now on carry this connection id."""
+
+    cid: bytes
+
+
+@attrs.frozen
+class CidRetired:
+    """Datagrams will no longer carry this connection id."""
+
+    cid: bytes
+
+
+Event = Data | Reset | Stopped | CidIssued | CidRetired
+
+
+@attrs.frozen
+class Termination:
+    """How a connection ended. ``by`` is "us", "peer" or "silence"; ``code`` an application's if
+    ``application``.
+    """
+
+    by: str
+    code: int
+    reason: str
+    application: bool
+
+    @property
+    def alert(self) -> int | None:
+        """The TLS alert that ended the handshake, if one did (RFC 9001 §4.8)."""
+        if not self.application and 0 <= self.code - QuicErrorCode.CRYPTO_ERROR <= 0xFF:
+            return self.code - QuicErrorCode.CRYPTO_ERROR
+        return None
+
+
+@attrs.define
+class _Account:
+    """Received bytes of one stream: how many were credited back, and who still cares."""
+
+    stream: QuicStream
+    credited: int = 0
+    drained: bool = False
+    """Nobody reads any more: whatever arrives is credited at once."""
+
+
+class Core:
+    """One connection's state machine. See the module's text for the rules that it keeps."""
+
+    def __init__(
+        self, config: CoreConfig, check: CertificateCheck, *, original_cid: bytes | None = None
+    ) -> None:
+        """A client's side, or with the ``original_cid`` of a client's first datagram, a server's."""
+        self._quic = HardenedConnection(config, check, original_cid)
+        self._limits = config.limits
+        self._is_client = original_cid is None
+        self._accounts: dict[int, _Account] = {}
+        self._let_go: set[int] = set()
+        self._consumed = 0
+        self._own_streams = 0
+
+    # -- datagrams and time
+
+    @property
+    def cid(self) -> bytes:
+        """Our first connection id."""
+        return self._quic.host_cid
+
+    @property
+    def is_known(self) -> bool:
+        """Whether any packet of the peer could be decrypted yet."""
+        return self._quic._state is not QuicConnectionState.FIRSTFLIGHT
+
+    @property
+    def established(self) -> bool:
+        """Both sides are proven, accepted, and know it of each other (RFC 9001 §4.1.2)."""
+        context = self._quic.context
+        return self._quic._handshake_confirmed and context is not None and context.proven
+
+    @property
+    def verified(self) -> object:
+        """What the certificate check returned."""
+        return self._quic.context.verified if self._quic.context is not None else None
+
+    @property
+    def rejection(self) -> PeerRejected | None:
+        """Why we refused the peer, if we did."""
+        return self._quic.context.failure if self._quic.context is not None else None
+
+    @property
+    def remote_address(self) -> Address | None:
+        """Where the peer was heard last."""
+        address: Address | None = self._quic.get_peer_address()
+        return address
+
+    def connect(self, address: Address, now: float) -> None:
+        """Start a client's handshake."""
+        self._quic.connect(address, now=now)
+
+    def receive(self, data: bytes, address: Address, now: float) -> None:
+        """Take in one datagram. Raises CoreFault if the core cannot go on."""
+        if self._quic._close_event is not None:
+            return
+        try:
+            self._quic.receive_datagram(data, address, now=now)
+        except Exception as exc:
+            raise CoreFault(f"a datagram from {address} broke the connection: {exc!r}") from exc
+
+    def timer(self, now: float) -> None:
+        """To be called when ``next_timeout`` has come."""
+        try:
+            self._quic.handle_timer(now=now)
+        except Exception as exc:
+            raise CoreFault(f"the connection's timer broke it: {exc!r}") from exc
+
+    def next_timeout(self) -> float | None:
+        """When to call ``timer`` and ``datagrams``, if nothing happens before."""
+        return self._quic.get_timer() if self._quic._close_at is not None else None
+
+    def datagrams(self, now: float) -> list[Datagram]:
+        """What is to be sent now. Costs a walk over all open streams: once a batch."""
+        if not self._quic._network_paths:
+            return []
+        try:
+            out = self._quic.datagrams_to_send(now=now)
+            if self._free_streams():
+                out += self._quic.datagrams_to_send(now=now)
+        except Exception as exc:
+            raise CoreFault(f"the connection cannot send: {exc!r}") from exc
+        return out
+
+    def events(self) -> Iterator[Event]:
+        """What has happened since the last call."""
+        while (event := self._quic.next_event()) is not None:
+            match event:
+                case aioquic_events.StreamDataReceived(data=data, end_stream=fin, stream_id=stream_id):
+                    if self._arrived(stream_id):
+                        yield Data(stream_id, data, fin)
+                case aioquic_events.StreamReset(error_code=code, stream_id=stream_id):
+                    if self._arrived(stream_id):
+                        self.drain(stream_id)
+                        yield Reset(stream_id, code)
+                case aioquic_events.StopSendingReceived(error_code=code, stream_id=stream_id):
+                    self._account(stream_id)
+                    yield Stopped(stream_id, code)
+                case aioquic_events.ConnectionIdIssued(connection_id=cid):
+                    yield CidIssued(cid)
+                case aioquic_events.ConnectionIdRetired(connection_id=cid):
+                    yield CidRetired(cid)
+
+    def ping(self) -> None:
+        """Make the peer answer."""
+        self._quic.send_ping(0)
+
+    def close(self, code: int, reason: str) -> None:
+        """Close for the application's reasons; ``datagrams`` then has the farewell."""
+        self._quic.close(error_code=code, reason_phrase=short_reason(reason))
+
+    @property
+    def termination(self) -> Termination | None:
+        """How the connection ended, as soon as nothing more can be sent or received on it."""
+        event = self._quic._close_event
+        if event is None or self._quic._state not in _OVER:
+            return None
+        if self._quic._state is QuicConnectionState.CLOSING:
+            by = "us"
+        elif event.reason_phrase == "Idle timeout" and self._quic._state is QuicConnectionState.TERMINATED:
+            by = "silence"
+        else:
+            by = "peer"
+        return Termination(by, int(event.error_code), event.reason_phrase, event.frame_type is None)
+
+    # -- streams
+
+    def can_open(self) -> bool:
+        """Whether a stream more is allowed by the peer's limit and by ours."""
+        next_count = self._quic.get_next_available_stream_id() // 4 + 1
+        return (
+            next_count <= self._quic._remote_max_streams_bidi and self._own_streams < self._limits.max_streams
+        )
+
+    def open_stream(self) -> int:
+        """A new bidirectional stream's id; the peer learns of it with its first byte, FIN or reset."""
+        stream_id = self._quic.get_next_available_stream_id()
+        self._quic.send_stream_data(stream_id, b"")
+        self._own_streams += 1
+        self._account(stream_id)
+        return stream_id
+
+    def buffered(self, stream_id: int) -> int:
+        """Bytes of a stream that were written and not yet acknowledged."""
+        stream = self._quic._streams.get(stream_id)
+        return 0 if stream is None else stream.sender._buffer_stop - stream.sender._buffer_start
+
+    def send(self, stream_id: int, data: bytes, *, fin: bool = False) -> None:
+        """Queue bytes of a stream whose sending side is open."""
+        self._quic.send_stream_data(stream_id, data, end_stream=fin)
+
+    def reset(self, stream_id: int, code: int) -> None:
+        """Abandon our sending side of a stream; what was not yet delivered may be lost."""
+        self._quic.reset_stream(stream_id, code)
+
+    def stop(self, stream_id: int, code: int) -> None:
+        """Ask the peer to send no more on a stream, unless it has sent all."""
+        stream = self._quic._streams.get(stream_id)
+        if stream is not None and not stream.receiver.is_finished:
+            stream.receiver.stop(code)
+
+    def consumed(self, stream_id: int, count: int) -> bool:
+        """The application has read ``count`` bytes. Returns whether the peer is to be told of new credit."""
+        account = self._accounts[stream_id]
+        account.credited += count
+        stream, limit = account.stream, account.credited + self._limits.stream_window
+        news = False
+        if (
+            limit - stream.max_stream_data_local >= self._limits.stream_window // 2
+            and not stream.receiver.is_finished
+        ):
+            stream.max_stream_data_local = limit
+            news = True
+        return self._credit(count) or news
+
+    def drain(self, stream_id: int) -> None:
+        """Nobody will read this stream: credit what has come and what will come."""
+        account = self._accounts.get(stream_id)
+        if account is not None:
+            account.drained = True
+            self._settle(account)
+
+    def let_go(self, stream_id: int) -> None:
+        """The application is done with a stream; its slot is free when the wire is done with it, too."""
+        self.drain(stream_id)
+        self._let_go.add(stream_id)
+
+    def is_let_go(self, stream_id: int) -> bool:
+        """Whether the application is done with a stream."""
+        return stream_id in self._let_go
+
+    # -- accounts
+
+    def _account(self, stream_id: int) -> _Account:
+        account = self._accounts.get(stream_id)
+        if account is None:
+            account = self._accounts[stream_id] = _Account(self._quic._streams[stream_id])
+        return account
+
+    def _arrived(self, stream_id: int) -> bool:
+        """Whether anybody is interested in news of a stream's receiving side."""
+        account = self._account(stream_id)
+        if account.drained:
+            self._settle(account)
+        return not account.drained
+
+    def _settle(self, account: _Account) -> None:
+        received = account.stream.receiver.highest_offset
+        count, account.credited = received - account.credited, received
+        self._credit(count)
+
+    def _credit(self, count: int) -> bool:
+        self._consumed += count
+        limit = self._consumed + self._limits.connection_window
+        if limit - self._quic._local_max_data.value < self._limits.connection_window // 2:
+            return False
+        self._quic._local_max_data.value = limit
+        return True
+
+    def _free_streams(self) -> bool:
+        """Give slots of finished streams back. Returns whether the peer is to be told at once."""
+        for stream_id in [stream_id for stream_id in self._let_go if stream_id not in self._quic._streams]:
+            self._let_go.discard(stream_id)
+            self._settle(self._accounts.pop(stream_id))
+            if stream_is_client_initiated(stream_id) == self._is_client:
+                self._own_streams -= 1
+            else:
+                self._quic.allowed_streams += 1
+        limit = self._quic._local_max_streams_bidi
+        self._quic.hold_stream_limit()
+        return limit.sent - limit.used < limit.value - limit.sent
+
+
+def is_initial(data: bytes) -> bool:
+    """Whether a datagram may be the first of a client that speaks our version (RFC 9000 §14.1, §17.2)."""
+    return len(data) >= 1200 and data[0] & 0xF0 == 0xC0 and int.from_bytes(data[1:5], "big") == VERSION
+
+
+def refusal(data: bytes) -> bytes | None:
+    """The answer to a client's first datagram that says CONNECTION_REFUSED and costs no state (RFC 9000
+    §5.2.2).
+
+    None if the datagram is none. The answer is not longer than the question, so it amplifies nothing.
+    """
+    try:
+        header = pull_quic_header(Buffer(data=data), host_cid_length=CID_LENGTH)
+    except ValueError:
+        return None
+    crypto = CryptoPair()
+    crypto.setup_initial(cid=header.destination_cid, is_client=False, version=VERSION)
+    builder = QuicPacketBuilder(
+        host_cid=header.destination_cid,
+        is_client=False,
+        max_datagram_size=1200,
+        peer_cid=header.source_cid,
+        version=VERSION,
+    )
+    builder.start_packet(QuicPacketType.INITIAL, crypto)
+    frame = builder.start_frame(QuicFrameType.TRANSPORT_CLOSE, capacity=8)
+    for value in (QuicErrorCode.CONNECTION_REFUSED, QuicFrameType.PADDING, 0):
+        frame.push_uint_var(value)
+    datagrams, _ = builder.flush()
+    return datagrams[0]
+
+
+def destination_cid(data: bytes) -> bytes | None:
+    """The connection id to which a datagram is addressed, or None if it is no QUIC packet (RFC 9000 §17)."""
+    if len(data) < CID_LENGTH + 1:
+        return None
+    if not data[0] & 0x80:
+        return data[1 : 1 + CID_LENGTH]
+    length = data[5]
+    if length > 20 or len(data) < 6 + length:
+        return None
+    return data[6 : 6 + length]

@@ -1,0 +1,125 @@
+"""aioquic's connection, with the habits overridden that do not suit us. Only :mod:`trio_quic.core` uses this.
+
+What is overridden are private methods, so the versions of aioquic that this works with are pinned, and every
+override has a test that fails without it.
+"""
+
+import attrs
+from aioquic._buffer import Buffer
+from aioquic.quic.configuration import QuicConfiguration
+from aioquic.quic.connection import QuicConnection, QuicConnectionError, QuicReceiveContext
+from aioquic.quic.packet import QuicErrorCode, QuicProtocolVersion
+from aioquic.quic.packet_builder import QuicPacketBuilder
+from aioquic.quic.recovery import QuicPacketSpace
+from aioquic.quic.stream import QuicStream
+
+from .limits import Limits
+from .tls import CertificateCheck, Credentials, MutualContext
+
+CID_LENGTH = 8
+VERSION = QuicProtocolVersion.VERSION_1
+
+# All that TLS says in one packet number space. Certificates of 50 KB would fit; ours have some hundred bytes.
+MAX_CRYPTO_BYTES = 64 * 1024
+
+# Gaps in one stream's received data. A full window in datagrams of 1200 bytes has 220; more is an attack on
+# our time.
+MAX_GAPS = 1024
+
+
+@attrs.frozen
+class CoreConfig:
+    """What all connections of an endpoint have in common."""
+
+    credentials: Credentials
+    alpn: str
+    limits: Limits
+
+    def quic(self, *, is_client: bool) -> QuicConfiguration:
+        """The same in aioquic's words."""
+        return QuicConfiguration(
+            alpn_protocols=[self.alpn],
+            certificate=self.credentials.certificate,
+            connection_id_length=CID_LENGTH,
+            idle_timeout=self.limits.idle_timeout,
+            is_client=is_client,
+            max_data=self.limits.connection_window,
+            max_datagram_size=self.limits.datagram_size,
+            max_stream_data=self.limits.stream_window,
+            private_key=self.credentials.private_key,
+            supported_versions=[VERSION],
+        )
+
+
+class HardenedConnection(QuicConnection):
+    """aioquic's connection with the overrides that :mod:`trio_quic.core` explains."""
+
+    def __init__(self, config: CoreConfig, check: CertificateCheck, original_cid: bytes | None) -> None:
+        super().__init__(
+            configuration=config.quic(is_client=original_cid is None),
+            original_destination_connection_id=original_cid,
+        )
+        self._alpn = config.alpn
+        self._check = check
+        self._local_max_streams_bidi.value = self._local_max_streams_bidi.sent = config.limits.max_streams
+        self._local_max_streams_uni.value = self._local_max_streams_uni.sent = 0
+        self.allowed_streams = config.limits.max_streams
+        """How many streams the peer may open in all, from the beginning."""
+        self.context: MutualContext | None = None
+
+    def _initialize(self, peer_cid: bytes) -> None:
+        super()._initialize(peer_cid)
+        self.tls = self.context = MutualContext(
+            self.tls, is_client=self._is_client, alpn=self._alpn, check=self._check
+        )
+
+    def _write_connection_limits(self, builder: QuicPacketBuilder, space: QuicPacketSpace) -> None:
+        self.hold_stream_limit()
+        # With nothing "used", aioquic finds no reason to double the limit, and writes the one that we have
+        # set.
+        limit = self._local_max_data
+        used, limit.used = limit.used, 0
+        try:
+            super()._write_connection_limits(builder, space)
+        finally:
+            limit.used = used
+
+    def hold_stream_limit(self) -> None:
+        """Take back what aioquic grants by itself for each stream that is over on the wire."""
+        self._local_max_streams_bidi.value = self.allowed_streams
+
+    def _write_stream_limits(
+        self, builder: QuicPacketBuilder, space: QuicPacketSpace, stream: QuicStream
+    ) -> None:
+        receiver = stream.receiver
+        if stream.max_stream_data_local_sent == stream.max_stream_data_local or receiver.is_finished:
+            return
+        highest, receiver.highest_offset = receiver.highest_offset, 0
+        try:
+            super()._write_stream_limits(builder, space, stream)
+        finally:
+            receiver.highest_offset = highest
+
+    def _handle_crypto_frame(self, context: QuicReceiveContext, frame_type: int, buf: Buffer) -> None:
+        start = buf.tell()
+        end = buf.pull_uint_var() + buf.pull_uint_var()
+        buf.seek(start)
+        if end > MAX_CRYPTO_BYTES:
+            raise QuicConnectionError(
+                QuicErrorCode.CRYPTO_BUFFER_EXCEEDED, frame_type, "too many bytes of handshake"
+            )
+        super()._handle_crypto_frame(context, frame_type, buf)
+
+    def _handle_stream_frame(self, context: QuicReceiveContext, frame_type: int, buf: Buffer) -> None:
+        start = buf.tell()
+        stream = self._streams.get(buf.pull_uint_var())
+        buf.seek(start)
+        super()._handle_stream_frame(context, frame_type, buf)
+        if stream is not None and len(stream.receiver._ranges) > MAX_GAPS:
+            raise QuicConnectionError(
+                QuicErrorCode.INTERNAL_ERROR, frame_type, "too many gaps in a stream's data"
+            )
+
+    def _probe_preferred_address(self) -> None:
+        # A server could make us send to addresses of its choice; our peers have none to prefer.
+        self._remote_preferred_address = None

@@ -1,0 +1,63 @@
+"""What an endpoint may use, and what happens when it would use more."""
+
+import attrs
+from attrs import validators
+
+KIB = 1024
+MIB = 1024 * KIB
+
+
+@attrs.frozen
+class Limits:
+    """Bounds of one endpoint. Times are in seconds, sizes in bytes.
+
+    The sizes are guesses between the memory of an endpoint and the bandwidth-delay product of a datacentre
+    link (1 Gbit/s at 2 ms is 250 KB); a measurement over a real long-distance link would settle them.
+    """
+
+    idle_timeout: float = attrs.field(default=10.0, validator=validators.gt(0))
+    """A connection whose peer has been silent for so long is lost (RFC 9000 §10.1: the smaller of both sides'
+    values counts, it starts anew with the first packet sent after a silence, and it is at least three probe
+    time-outs). With keep-alive a dead peer is thus noticed at most ``idle_timeout + keep_alive`` after its
+    last datagram."""
+
+    keep_alive: float | None = 3.0
+    """A connection silent for so long gets a PING, so that it lives while the peer lives. None: no pings."""
+
+    handshake_timeout: float = attrs.field(default=10.0, validator=validators.gt(0))
+    """A client that has not proven itself in this time is dropped."""
+
+    max_connections: int = attrs.field(default=1024, validator=validators.ge(1))
+    """Connections of the endpoint, both directions together. At it, incoming ones are refused with
+    CONNECTION_REFUSED, and ``connect()`` raises :class:`EndpointFull`."""
+
+    max_handshakes: int = attrs.field(default=128, validator=validators.ge(1))
+    """Incoming connections that are half open, or waiting for ``accept()``. At it, the first datagrams of new
+    clients are dropped without an answer; clients repeat them."""
+
+    max_streams: int = attrs.field(default=128, validator=validators.ge(1))
+    """Streams of one connection, for each side that opens. At it, the peer waits by QUIC's own limit, and
+    ``open_stream()`` waits. A stream counts until both its directions are over *and* the application let go
+    of it."""
+
+    stream_window: int = attrs.field(default=256 * KIB, validator=validators.ge(1024))
+    """Received bytes of one stream that the application has not read. At it, the peer's stream waits."""
+
+    connection_window: int = attrs.field(default=4 * MIB, validator=validators.ge(1024))
+    """Received bytes of all streams of a connection that were not read. At it, all of the peer's streams
+    wait.
+    """
+
+    send_buffer: int = attrs.field(default=256 * KIB, validator=validators.ge(1024))
+    """Bytes of one stream that the peer has not acknowledged. At it, ``send_all`` waits."""
+
+    datagram_size: int = attrs.field(default=1200, validator=[validators.ge(1200), validators.le(65527)])
+    """UDP payload that we send. 1200 passes everywhere (RFC 9000 §14); path MTU discovery is not done."""
+
+    socket_buffer: int = attrs.field(default=2 * MIB, validator=validators.ge(4 * KIB))
+    """Receive and send buffers asked of the kernel for a UDP socket that the endpoint opens; the kernel may
+    give less. At it, the kernel drops datagrams, which QUIC repeats."""
+
+    def __attrs_post_init__(self) -> None:
+        if self.keep_alive is not None and not 0 < self.keep_alive < self.idle_timeout:
+            raise ValueError(f"keep_alive ({self.keep_alive}) must lie between 0 and idle_timeout")

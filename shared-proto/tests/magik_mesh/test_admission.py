@@ -1,0 +1,128 @@
+"""Who gets into a closed fabric, and that nobody else gets a byte handled."""
+
+from __future__ import annotations
+
+import attrs
+import pytest
+import trio
+from structlog.testing import capture_logs
+from trio.testing import MockClock
+
+from magik_mesh import Call, NodeConfig, PeerUnreachable
+from magik_mesh.testing import EPOCH_MS, MemoryFabric, bootstrap_to, config_of, identity_of, peers_of, until
+from magik_proto.invites import RootKey
+from magik_proto.membership import MembershipPolicy
+
+HOUR = 3_600_000
+METHOD = "/test/echo/1.0.0"
+ROOT = RootKey.from_seed(b"r" * 32)
+STRANGERS_ROOT = RootKey.from_seed(b"s" * 32)
+
+
+def member_of(
+    seed: int, root: RootKey = ROOT, *, life_ms: int = 24 * HOUR, invited_ms: int = EPOCH_MS
+) -> bytes:
+    invite = root.invite(invited_ms, roles={"run"})
+    return invite.accept(identity_of(seed), invited_ms, life_ms).encode()
+
+
+def closed(seed: int, member: bytes | None) -> NodeConfig:
+    return config_of(seed, policy=MembershipPolicy(ROOT.peer_id), member=member)
+
+
+async def refused(intruder: NodeConfig) -> str:
+    """Let `intruder` try a member for half a minute; the reason that it was given. No call of it is handled."""
+    fabric = MemoryFabric()
+    handled: list[Call] = []
+
+    async def handler(call: Call) -> None:
+        handled.append(call)
+
+    with capture_logs() as logs:
+        async with fabric.open(closed(1, member_of(1))) as node, fabric.open(intruder) as other:
+            node.handle(METHOD, handler)
+            await trio.sleep(30.0)
+            with pytest.raises(PeerUnreachable):
+                await other.call(node.id, METHOD)
+            assert peers_of(node) == []
+            assert node.stats.calls_served == len(handled) == 0
+            assert node._endpoint.connections == 0
+    return next(entry["reason"] for entry in logs if entry["event"] == "bootstrap peer does not answer")
+
+
+async def test_members_meet_with_the_roles_of_their_invites(autojump_clock: MockClock) -> None:
+    fabric = MemoryFabric()
+    async with fabric.open(closed(1, member_of(1))) as a, fabric.open(closed(2, member_of(2))) as b:
+        await fabric.connected()
+        assert [peer.roles for peer in (*a.peers(), *b.peers())] == [frozenset({"run"})] * 2
+
+
+async def test_one_without_a_membership_is_refused(autojump_clock: MockClock) -> None:
+    # It takes anyone itself: the refusal is the member's.
+    reason = await refused(config_of(2, policy=MembershipPolicy(None)))
+    assert "membership.missing" in reason
+    assert "refused us" in reason
+
+
+async def test_a_member_of_another_fabric_is_refused(autojump_clock: MockClock) -> None:
+    other = config_of(2, policy=MembershipPolicy(None), member=member_of(2, STRANGERS_ROOT))
+    assert "membership.other-fabric" in await refused(other)
+
+
+async def test_an_expired_member_is_refused(autojump_clock: MockClock) -> None:
+    old = member_of(2, life_ms=HOUR, invited_ms=EPOCH_MS - 2 * HOUR)
+    assert "membership.expired" in await refused(closed(2, old))
+
+
+async def test_a_stolen_membership_is_refused(autojump_clock: MockClock) -> None:
+    assert "membership.other-identity" in await refused(closed(2, member_of(3)))
+
+
+async def test_a_member_refuses_a_bootstrap_peer_that_is_none(autojump_clock: MockClock) -> None:
+    fabric = MemoryFabric()
+    with capture_logs() as logs:
+        async with fabric.open(config_of(1)) as stranger, fabric.open(closed(2, member_of(2))) as member:
+            await trio.sleep(30.0)
+            assert peers_of(stranger) == peers_of(member) == []
+    reasons = [entry["reason"] for entry in logs if entry["event"] == "bootstrap peer does not answer"]
+    assert "membership.missing" in reasons[0]
+    assert "refused us" not in reasons[0]
+
+
+async def test_a_workload_is_refused_on_the_machine_plane(autojump_clock: MockClock) -> None:
+    await refused(attrs.evolve(closed(2, member_of(2)), plane="magik-workload/1"))
+
+
+async def test_the_same_identity_twice_is_refused(autojump_clock: MockClock) -> None:
+    fabric = MemoryFabric()
+    twin = config_of(1, host="10.0.0.9", bootstrap=bootstrap_to(1, as_peer=identity_of(2).peer_id))
+    with capture_logs() as logs:
+        async with fabric.open(config_of(1)) as one, fabric.open(twin) as other:
+            await trio.sleep(30.0)
+            assert peers_of(one) == peers_of(other) == []
+    assert sum(f"answered as {one.id}" in entry["event"] for entry in logs) == 1
+
+
+async def test_a_revoked_member_is_cut_off_and_not_let_in_again(autojump_clock: MockClock) -> None:
+    fabric = MemoryFabric()
+    first = closed(1, member_of(1))
+    async with fabric.open(first) as node, fabric.open(closed(2, member_of(2))) as revoked:
+        await fabric.connected()
+        events = node.subscribe_peers()
+        first.policy.revoke(ROOT.revoke(1, EPOCH_MS, peers=(revoked.id,)))
+        node.recheck()
+        await events.receive()
+        down = await events.receive()
+        assert (down.id, down.reason.partition(":")[0]) == (revoked.id, "refused")  # type: ignore[union-attr]
+        await trio.sleep(60.0)
+        assert peers_of(node) == []
+
+
+async def test_a_membership_that_expires_ends_the_connection(autojump_clock: MockClock) -> None:
+    fabric = MemoryFabric()
+    short = closed(2, member_of(2, life_ms=60_000))
+    async with fabric.open(closed(1, member_of(1))) as node, fabric.open(short):
+        await fabric.connected()
+        await trio.sleep(40.0)
+        assert len(peers_of(node)) == 1
+        await until(lambda: peers_of(node) == [], 60.0)

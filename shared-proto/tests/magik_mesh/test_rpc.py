@@ -1,0 +1,286 @@
+"""Calls over bare stream pairs: what a hostile or hasty caller does, and what the handler and node see of it."""
+
+from __future__ import annotations
+
+import pytest
+import structlog
+import trio
+from attrs import define, field
+from structlog.testing import capture_logs
+from trio.testing import MockClock, memory_stream_pair
+
+from magik_mesh import Call, CallRefused, RpcFailed, Stats, codes
+from magik_mesh.rpc_client import ask, calling
+from magik_mesh.rpc_server import Caller, Handler, RpcServer, Slots
+from magik_mesh.testing import identity_of
+from magik_proto import codec
+from magik_proto.rpc import Request, encode_frame
+from trio_quic import StreamReset
+
+METHOD = "/test/echo/1.0.0"
+CALLER = Caller(identity_of(9).peer_id, frozenset({"run"}))
+
+
+@define(eq=False)
+class End:
+    """One end of an in-memory stream that can be reset, as a QUIC stream can."""
+
+    stream: trio.StapledStream[trio.abc.SendStream, trio.abc.ReceiveStream]
+    other: End | None = None
+    broken: int | None = None  # the code with which the other end reset it
+    was_reset: int | None = None  # the code with which this end did
+    _scopes: list[trio.CancelScope] = field(factory=list)
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        self._check()
+        await self.stream.send_all(data)
+
+    async def send_eof(self) -> None:
+        await self.stream.send_eof()
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
+        with trio.CancelScope() as scope:
+            self._scopes.append(scope)
+            self._check()
+            return await self.stream.receive_some(max_bytes)
+        self._check()
+        raise AssertionError("cancelled by nobody")
+
+    def reset(self, code: int) -> None:
+        self.was_reset = self.was_reset or code
+        assert self.other is not None
+        self.other.broken = code
+        for scope in self.other._scopes:
+            scope.cancel()
+
+    async def aclose(self) -> None:
+        await self.stream.aclose()
+
+    def _check(self) -> None:
+        if self.broken is not None:
+            raise StreamReset(self.broken)
+
+
+def pair() -> tuple[End, End]:
+    ours, theirs = (End(stream) for stream in memory_stream_pair())
+    ours.other, theirs.other = theirs, ours
+    return ours, theirs
+
+
+def server_with(handler: Handler, *, header: float = 10.0) -> RpcServer:
+    return RpcServer({METHOD: handler}, Stats(), structlog.get_logger(), header, 3600.0)
+
+
+async def echo(call: Call) -> object:
+    return call.body
+
+
+async def served(server: RpcServer, data: bytes) -> End:
+    """What the server does with a stream that holds `data` and ends."""
+    ours, theirs = pair()
+    await ours.send_all(data)
+    await ours.send_eof()
+    await server.serve(theirs, CALLER, Slots(64))
+    return theirs
+
+
+async def outcome(handler: Handler, body: object = None) -> object:
+    ours, theirs = pair()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(server_with(handler).serve, theirs, CALLER, Slots(64))
+        return await ask(ours, METHOD, body, 1000)
+
+
+async def failure(handler: Handler) -> RpcFailed:
+    """The error that a caller of `handler` gets."""
+    with pytest.RaisesGroup(RpcFailed) as caught:
+        await outcome(handler)
+    error = caught.value.exceptions[0]
+    assert isinstance(error, RpcFailed)
+    return error
+
+
+async def test_an_answer() -> None:
+    assert await outcome(echo, {"a": [1, b"2", None]}) == {"a": [1, b"2", None]}
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\x00",
+        b"\x00\x00\x00\x05abc",
+        b"\xff\xff\xff\xff",
+        b"\x00\x00\x00\x01\xff",
+        encode_frame([1, 2]),
+        encode_frame({"method": "no slash", "deadline_ms": 1, "body": None}),
+        encode_frame({"method": METHOD, "deadline_ms": 0, "body": None}),
+    ],
+)
+async def test_a_malformed_request_resets_the_stream_and_is_counted(data: bytes) -> None:
+    server = server_with(echo)
+    end = await served(server, data)
+    assert end.was_reset == codes.RESET_MALFORMED
+    assert (server.stats.frames_malformed, server.stats.calls_served) == (1, 0)
+
+
+async def test_a_header_that_never_ends_is_given_up(autojump_clock: MockClock) -> None:
+    server = server_with(echo, header=7.0)
+    ours, theirs = pair()
+    await ours.send_all(b"\x00\x00")
+    await server.serve(theirs, CALLER, Slots(64))
+    assert trio.current_time() == pytest.approx(7.0, abs=0.1)
+    assert theirs.was_reset == codes.RESET_MALFORMED
+
+
+async def test_an_unknown_method() -> None:
+    ours, theirs = pair()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(server_with(echo).serve, theirs, CALLER, Slots(64))
+        with pytest.raises(RpcFailed) as caught:
+            await ask(ours, "/test/other/1.0.0", None, 1000)
+    assert caught.value.code == "unimplemented"
+
+
+async def test_a_bug_in_a_handler_is_logged_and_not_told() -> None:
+    async def broken(_: Call) -> None:
+        async with trio.open_nursery():
+            raise KeyError("secret detail")
+
+    with capture_logs() as logs:
+        error = await failure(broken)
+    assert error.code == "internal"
+    assert "secret" not in error.message
+    assert [entry["event"] for entry in logs] == ["handler failed"]
+
+
+async def test_a_refusal_inside_a_nursery_is_still_that_refusal() -> None:
+    async def refuse(_: Call) -> None:
+        async with trio.open_nursery():
+            raise CallRefused("not-found", "no such pod")
+
+    error = await failure(refuse)
+    assert (error.code, error.message) == ("not-found", "no such pod")
+
+
+async def test_an_answer_that_cannot_be_encoded_is_the_handlers_failure() -> None:
+    async def pi(_: Call) -> float:
+        return 3.14
+
+    with capture_logs():
+        assert (await failure(pi)).code == "internal"
+
+
+async def test_a_code_that_is_no_slug_is_the_handlers_failure() -> None:
+    async def shout(_: Call) -> None:
+        raise CallRefused("NOT FOUND!")
+
+    with capture_logs():
+        assert (await failure(shout)).code == "internal"
+
+
+async def test_the_handler_is_stopped_at_the_deadline(autojump_clock: MockClock) -> None:
+    async def slow(call: Call) -> None:
+        assert call.remaining == pytest.approx(1.0, abs=0.01)
+        await trio.sleep_forever()
+
+    assert (await failure(slow)).code == "deadline"
+    assert trio.current_time() == pytest.approx(1.0, abs=0.1)
+
+
+async def test_a_reply_lifts_the_deadline(autojump_clock: MockClock) -> None:
+    async def long(call: Call) -> None:
+        await call.reply("go")
+        await trio.sleep(100.0)
+        await call.stream.send_all(b"done")
+
+    ours, theirs = pair()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(server_with(long).serve, theirs, CALLER, Slots(64))
+        async with calling(ours, METHOD, None, 1000) as (answer, stream):
+            assert answer == "go"
+            assert await stream.receive_some() == b"done"
+            assert await stream.receive_some() == b""
+
+
+async def test_giving_up_cancels_the_handler() -> None:
+    started, cancelled = trio.Event(), trio.Event()
+
+    async def hang(_: Call) -> None:
+        started.set()
+        try:
+            await trio.sleep_forever()
+        finally:
+            cancelled.set()
+
+    ours, theirs = pair()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(server_with(hang).serve, theirs, CALLER, Slots(64))
+        with trio.CancelScope() as scope:
+            async with trio.open_nursery() as inner:
+                inner.start_soon(ask, ours, METHOD, None, 60_000)
+                await started.wait()
+                scope.cancel()
+        with trio.fail_after(1.0):
+            await cancelled.wait()
+
+
+async def test_more_calls_than_slots_are_answered_busy_and_slots_come_back() -> None:
+    go = trio.Event()
+
+    async def wait(_: Call) -> None:
+        await go.wait()
+
+    server, slots = server_with(wait), Slots(2)
+    answers: list[str] = []
+
+    async def one() -> None:
+        ours, theirs = pair()
+        async with trio.open_nursery() as inner:
+            inner.start_soon(server.serve, theirs, CALLER, slots)
+            try:
+                await ask(ours, METHOD, None, 60_000)
+                answers.append("ok")
+            except RpcFailed as error:
+                answers.append(error.code)
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(3):
+            nursery.start_soon(one)
+        await trio.testing.wait_all_tasks_blocked()
+        assert answers == ["busy"]
+        go.set()
+    assert answers == ["busy", "ok", "ok"]
+    assert slots.used == 0
+
+
+async def test_bytes_right_behind_the_request_reach_the_stream() -> None:
+    async def collect(call: Call) -> None:
+        await call.reply()
+        received = b"".join([bytes(chunk) async for chunk in call.stream])
+        await call.stream.send_all(received[::-1])
+
+    ours, theirs = pair()
+    await ours.send_all(encode_frame(Request(method=METHOD, deadline_ms=1000)) + b"abc")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(server_with(collect).serve, theirs, CALLER, Slots(64))
+        await ours.send_all(b"def")
+        await ours.send_eof()
+        received = b""
+        while chunk := await ours.receive_some():
+            received += chunk
+    size = int.from_bytes(received[:4], "big")
+    assert codec.decode(received[4 : 4 + size])["ok"] is True
+    assert received[4 + size :] == b"fedcba"
+
+
+async def test_a_failure_after_the_reply_resets_the_stream() -> None:
+    async def broken(call: Call) -> None:
+        await call.reply()
+        raise CallRefused("too-late")
+
+    ours, theirs = pair()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(server_with(broken).serve, theirs, CALLER, Slots(64))
+        with pytest.raises(StreamReset):
+            async with calling(ours, METHOD, None, 1000) as (_, stream):
+                await stream.receive_some()
