@@ -1,0 +1,32 @@
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from lab_support import Lab
+
+
+def start(name: str, machines: int, directory: Path) -> Iterator[Lab]:
+    assert os.geteuid() == 0, "these tests need root: they make namespaces and containers"
+    lab = Lab(name, directory)
+    lab.command("down", check=False)
+    try:
+        lab.up(machines)
+        yield lab
+    finally:
+        lab.command("down")
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    """Three machines that are all alive when a test begins; a test that kills one starts it again."""
+    yield from start("itest", 3, tmp_path_factory.mktemp("lab"))
+
+
+@pytest.fixture(scope="module")
+def lone_lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    yield from start("itest1", 1, tmp_path_factory.mktemp("lone"))

@@ -1,0 +1,142 @@
+"""A lab of real daemons for the tests, driven as its user would: by `machineplane lab` and `kubectl`."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+BIN = Path(sys.executable).parent
+IMAGE = "localhost/busybox:latest"
+T = TypeVar("T")
+
+
+def run(*command: str | Path, check: bool = True, stdin: str | None = None, **environment: str) -> str:
+    """A command's output, both streams; an assertion that shows it where it fails."""
+    done = subprocess.run(
+        [str(word) for word in command],
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        input=stdin,
+        env={**os.environ, **environment},
+        timeout=180,
+    )
+    assert not check or done.returncode == 0, f"{command} ended with {done.returncode}:\n{done.stdout}"
+    return done.stdout
+
+
+def wait_for(what: str, attempt: Callable[[], T], seconds: float = 60) -> T:
+    """Poll until ``attempt`` gives something true; the last thing it gave is in the failure."""
+    deadline = time.monotonic() + seconds
+    while not (found := attempt()):
+        assert time.monotonic() < deadline, f"{what}: not within {seconds:.0f} s (last: {found!r})"
+        time.sleep(0.1)
+    return found
+
+
+def deployment(
+    name: str, replicas: int = 3, script: str = "exec sleep 1000000", **spec: Any
+) -> dict[str, Any]:
+    """A Deployment of busybox pods that end at once when told to."""
+    trap = "trap 'exit 0' TERM; "
+    container = {
+        "name": "main",
+        "image": IMAGE,
+        "command": ["sh", "-c", script if script.startswith("exec") else trap + script],
+        "resources": {"requests": {"cpu": "10m", "memory": "8Mi"}},
+    }
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": {"name": name},
+        "spec": {
+            "replicas": replicas,
+            "selector": {"matchLabels": {"app": name}},
+            "template": {
+                "metadata": {"labels": {"app": name}},
+                "spec": {"terminationGracePeriodSeconds": 1, "containers": [container], **spec},
+            },
+        },
+    }
+
+
+class Lab:
+    """A lab by name, its machines, and kubectl through any of them."""
+
+    def __init__(self, name: str, directory: Path) -> None:
+        self.name = name
+        self.directory = directory
+        self.machines: dict[str, dict[str, Any]] = {}
+
+    def command(self, *arguments: str, check: bool = True) -> str:
+        words = 2 if arguments[0] == "image" else 1
+        verb, rest = arguments[:words], arguments[words:]
+        return run(BIN / "machineplane", "lab", *verb, "--name", self.name, *rest, check=check)
+
+    def up(self, machines: int) -> None:
+        done = subprocess.run(
+            [BIN / "machineplane", "lab", "up", "--name", self.name, "--machines", str(machines), "--json"],
+            text=True,
+            stdout=subprocess.PIPE,
+            timeout=180,
+        )
+        assert done.returncode == 0, "lab up failed: see its output above"
+        self.read(json.loads(done.stdout))
+        image = self.directory / "busybox.tar"
+        run(sys.executable, "-m", "machineplane.runtime.images.make", "busybox", image)
+        self.command("image", "import", str(image))
+        wait_for("all machines know each other", lambda: self.ready_nodes("m0") == set(self.machines), 30)
+
+    def read(self, said: dict[str, Any]) -> None:
+        self.machines = {machine["name"]: machine for machine in said["machines"]}
+        for name in self.machines:
+            (self.directory / name).write_text(self.command("kubeconfig", name))
+
+    def kubectl(self, machine: str, *arguments: str, check: bool = True, stdin: str | None = None) -> str:
+        program = shutil.which("kubectl")
+        assert program, "kubectl is missing: apt-get install kubernetes-client"
+        config = str(self.directory / machine)
+        return run(program, *arguments, check=check, stdin=stdin, KUBECONFIG=config, HOME=str(self.directory))
+
+    def apply(self, machine: str, *objects: dict[str, Any]) -> None:
+        for obj in objects:
+            self.kubectl(machine, "apply", "-f", "-", stdin=json.dumps(obj))
+
+    def get(self, machine: str, *arguments: str) -> list[dict[str, Any]]:
+        found = json.loads(self.kubectl(machine, "get", *arguments, "-o", "json"))
+        items = found["items"] if "items" in found else [found]
+        assert isinstance(items, list)
+        return items
+
+    def pods(self, machine: str, app: str) -> list[dict[str, Any]]:
+        """Pods of a Deployment that are not being deleted."""
+        found = self.get(machine, "pods", "-l", f"app={app}")
+        return [pod for pod in found if "deletionTimestamp" not in pod["metadata"]]
+
+    def running(self, machine: str, app: str) -> dict[str, str]:
+        """Names of ready pods of a Deployment, with their machines."""
+        return {p["metadata"]["name"]: p["spec"]["nodeName"] for p in self.pods(machine, app) if is_ready(p)}
+
+    def wait_running(self, machine: str, app: str, count: int, seconds: float = 60) -> dict[str, str]:
+        def attempt() -> dict[str, str] | None:
+            found = self.running(machine, app)
+            return found if len(found) == count == len(self.pods(machine, app)) else None
+
+        return wait_for(f"{count} pods of {app} run, as {machine} sees it", attempt, seconds)
+
+    def ready_nodes(self, machine: str) -> set[str]:
+        return {node["metadata"]["name"] for node in self.get(machine, "nodes") if is_ready(node)}
+
+    def remove(self, machine: str, app: str) -> None:
+        self.kubectl(machine, "delete", "deployment", app, "--ignore-not-found")
+        wait_for(f"no pod of {app} is left", lambda: not self.get(machine, "pods", "-l", f"app={app}"), 60)
+
+
+def is_ready(obj: dict[str, Any]) -> bool:
+    conditions = obj.get("status", {}).get("conditions", [])
+    return any(c["type"] == "Ready" and c["status"] == "True" for c in conditions)

@@ -1,0 +1,181 @@
+"""Real containers: a zygote, a state folder, a busybox image, and a look at what is left on the machine."""
+
+import os
+import shutil
+import tempfile
+import uuid
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from machineplane.runtime import (
+    LogOptions,
+    PodStatus,
+    Runtime,
+    RuntimeConfig,
+    Zygote,
+    open_runtime,
+    start_zygote,
+)
+from machineplane.runtime.images.make import busybox_image
+
+IMAGE = "localhost/busybox:latest"
+
+
+class Address:
+    ip = "192.0.2.7"
+    gateway = "192.0.2.1"
+
+
+class NoNetwork:
+    """Satisfies PodNetwork and keeps a list of what it was asked."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, str]] = []
+
+    async def attach(self, pod_uid: str, pid: int) -> Address:
+        assert os.readlink(f"/proc/{pid}/ns/net") != os.readlink("/proc/self/ns/net")
+        self.calls.append(("attach", pod_uid))
+        return Address()
+
+    async def detach(self, pod_uid: str) -> None:
+        self.calls.append(("detach", pod_uid))
+
+    async def recover(self, pod_uid: str, pid: int) -> Address:
+        self.calls.append(("recover", pod_uid))
+        return Address()
+
+
+def make_pod(command: str, **spec: Any) -> dict[str, Any]:
+    """A pod of one container ``main`` that runs ``command`` in a shell; ``container`` adds to the container."""
+    uid = str(uuid.uuid4())
+    container = {
+        "name": "main",
+        "image": IMAGE,
+        "command": ["sh", "-c", command],
+        **spec.pop("container", {}),
+    }
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"uid": uid, "name": f"pod-{uid[:8]}", "namespace": "default", "labels": {"app": "test"}},
+        "spec": {
+            "restartPolicy": "Never",
+            "terminationGracePeriodSeconds": 2,
+            "containers": [container],
+            **spec,
+        },
+    }
+
+
+class Bench:
+    """A runtime's folders, and how to open a runtime on them."""
+
+    def __init__(self, folder: Path, zygote: Zygote) -> None:
+        self.folder = folder
+        self.zygote = zygote
+        self.network = NoNetwork()
+        self.config = RuntimeConfig(
+            state_dir=folder / "state",
+            run_dir=folder / "run",
+            cgroup_parent=f"magik-test-{folder.name[-8:]}",
+            node_name="bench",
+        )
+
+    @asynccontextmanager
+    async def open(self, *, keep: bool = False) -> AsyncIterator[Runtime]:
+        """A runtime; its pods are stopped at the end, so that a failed test leaves nothing either (but ``keep``)."""
+        async with open_runtime(self.config, self.network, self.zygote) as runtime:
+            archive = self.folder / "busybox.tar"
+            if not archive.exists():
+                busybox_image(archive)
+                runtime.images.import_file(archive, None)
+            try:
+                yield runtime
+            finally:
+                with trio.CancelScope(deadline=trio.current_time() + 20, shield=True):
+                    for left in () if keep else runtime.pods():
+                        await runtime.stop_pod(left.uid, 0)
+
+    def remains(self) -> list[str]:
+        """Everything of this bench's pods that is still on the machine."""
+        mine = str(self.folder)
+        found = [
+            str(path) for folder in ("state/pods", "run/pods") for path in (self.folder / folder).glob("*")
+        ]
+        found += [str(path) for path in Path("/sys/fs/cgroup").glob(f"*/{self.config.cgroup_parent}")]
+        found += [line for line in Path("/proc/self/mountinfo").read_text().splitlines() if mine in line]
+        for process in Path("/proc").glob("[0-9]*"):
+            try:
+                mounts = (process / "mountinfo").read_text()
+                comm = (process / "comm").read_text().strip()
+            except (OSError, ValueError):
+                continue
+            if mine in mounts or (comm == "magik-shim" and mine in os.readlink(process / "fd/1")):
+                found.append(f"{process.name} {comm}")
+        return found
+
+
+@pytest.fixture(scope="session")
+def zygote() -> Iterator[Zygote]:
+    if os.geteuid() != 0:
+        pytest.skip("needs root")
+    with start_zygote() as running:
+        if running.report.error or running.report.libcrun is None:
+            pytest.skip(f"no containers here: {running.report.error or 'no libcrun'}")
+        yield running
+
+
+@pytest.fixture
+def bench(zygote: Zygote) -> Iterator[Bench]:
+    folder = Path(tempfile.mkdtemp(prefix="mrt-"))
+    made = Bench(folder, zygote)
+    yield made
+    left = made.remains()
+    shutil.rmtree(folder)
+    assert left == []
+
+
+@pytest.fixture
+def pod() -> Callable[..., dict[str, Any]]:
+    return make_pod
+
+
+async def read_log(runtime: Runtime, uid: str, container: str = "main", **options: Any) -> str:
+    chunks = [chunk async for chunk in runtime.logs(uid, container, LogOptions(**options))]
+    return b"".join(chunks).decode()
+
+
+@pytest.fixture
+def log() -> Callable[..., Any]:
+    return read_log
+
+
+async def wait_for(check: Callable[[], bool], seconds: float = 30) -> None:
+    """Wait for what gives no event: files and processes of the machine."""
+    with trio.fail_after(seconds):
+        while not check():  # noqa: ASYNC110
+            await trio.sleep(0.02)
+
+
+@pytest.fixture
+def eventually() -> Callable[..., Any]:
+    return wait_for
+
+
+async def wait_status(runtime: Runtime, uid: str, wanted: Callable[[PodStatus], bool]) -> PodStatus:
+    with trio.fail_after(30):
+        async with runtime.changes() as changes:
+            async for change in changes:
+                if isinstance(change, PodStatus) and change.uid == uid and wanted(change):
+                    return change
+    raise AssertionError("the channel of changes ended")
+
+
+@pytest.fixture
+def until() -> Callable[..., Any]:
+    return wait_status

@@ -1,0 +1,176 @@
+"""One pod's life, with real containers."""
+
+from pathlib import Path
+
+import pytest
+import trio
+
+from machineplane.runtime import LogsUnavailable, PodExists, PodGone, PodNotFound, pod_status_json
+
+pytestmark = pytest.mark.root
+
+
+async def test_a_pod_runs_logs_and_stops(bench, pod, log, eventually):
+    wanted = pod("echo hello $POD; trap 'exit 0' TERM; while :; do sleep 0.05; done")
+    wanted["spec"]["containers"][0]["env"] = [
+        {"name": "POD", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}
+    ]
+    uid = wanted["metadata"]["uid"]
+    async with bench.open() as runtime:
+        status = await runtime.run_pod(wanted, b"receipt", engine="crun")
+        assert status.message == "" and status.containers[0].message == ""
+        assert (status.phase, status.ip, status.attachment) == ("Running", "192.0.2.7", b"receipt")
+        assert pod_status_json(status)["containerStatuses"][0]["ready"] is True
+        await eventually((bench.config.pod_dir(uid) / "logs/main/0.log").read_text)
+        text = await log(runtime, uid)
+        assert text == f"hello {wanted['metadata']['name']}\n"
+        with pytest.raises(PodExists):
+            await runtime.run_pod(wanted)
+        await runtime.stop_pod(uid)
+        assert runtime.pods() == ()
+        with pytest.raises(PodNotFound):
+            runtime.get(uid)
+        await runtime.stop_pod(uid)
+    assert bench.network.calls == [("attach", uid), ("detach", uid)]
+
+
+@pytest.mark.parametrize(("command", "code", "phase"), [("exit 0", 0, "Succeeded"), ("exit 7", 7, "Failed")])
+async def test_exit_codes(bench, pod, until, command, code, phase):
+    wanted = pod(command)
+    uid = wanted["metadata"]["uid"]
+    async with bench.open() as runtime:
+        await runtime.run_pod(wanted)
+        status = await until(runtime, uid, lambda s: s.containers[0].state == "terminated")
+        assert (status.containers[0].exit_code, status.phase) == (code, phase)
+        assert status.containers[0].finished_at >= status.containers[0].started_at > 0
+        await runtime.stop_pod(uid)
+
+
+async def test_what_ignores_sigterm_is_killed_after_the_grace(bench, pod, until):
+    wanted = pod("trap '' TERM; echo up; while :; do sleep 0.05; done")
+    uid = wanted["metadata"]["uid"]
+    async with bench.open() as runtime:
+        await runtime.run_pod(wanted)
+        async with runtime.changes() as changes:
+            begun = trio.current_time()
+            await runtime.stop_pod(uid, 0.5)
+            assert 0.4 < trio.current_time() - begun < 5
+            with trio.fail_after(5):
+                async for change in changes:
+                    if change == PodGone(uid):
+                        break
+
+
+async def test_memory_limit_kills_and_says_so(bench, pod, until):
+    if bench.zygote.report.cgroups == "none":
+        pytest.skip("no control groups here")
+    hog = "x=0123456789abcdef; while :; do x=$x$x; done"
+    wanted = pod(hog, container={"resources": {"limits": {"memory": "24Mi"}}})
+    uid = wanted["metadata"]["uid"]
+    async with bench.open() as runtime:
+        await runtime.run_pod(wanted)
+        status = await until(runtime, uid, lambda s: s.containers[0].state == "terminated")
+        assert (status.containers[0].exit_code, status.containers[0].reason) == (137, "OOMKilled")
+        await runtime.stop_pod(uid)
+
+
+async def test_pid_and_cpu_limits_are_in_force(bench, pod, until, log):
+    if bench.zygote.report.cgroups != "v1":
+        pytest.skip("reads the files of v1 controllers")
+    wanted = pod("while :; do sleep 1; done", container={"resources": {"limits": {"cpu": "250m"}}})
+    uid = wanted["metadata"]["uid"]
+    async with bench.open() as runtime:
+        status = await runtime.run_pod(wanted)
+        group = f"{bench.config.pod_cgroup(uid)}/{status.containers[0].id[:12]}"
+        cpu, pids = Path(f"/sys/fs/cgroup/cpu{group}"), Path(f"/sys/fs/cgroup/pids{group}")
+        assert int((cpu / "cpu.cfs_quota_us").read_text()) == 25_000
+        assert int((cpu / "cpu.cfs_period_us").read_text()) == 100_000
+        assert int((pids / "pids.max").read_text()) == bench.config.pids_limit
+        await runtime.stop_pod(uid, 0)
+
+
+async def test_restarts_with_back_off_as_users_know_it(bench, pod, until, log):
+    wanted = pod("echo run; exit 3", restartPolicy="Always")
+    uid = wanted["metadata"]["uid"]
+    async with bench.open() as runtime:
+        await runtime.run_pod(wanted)
+        status = await until(runtime, uid, lambda s: s.containers[0].reason == "CrashLoopBackOff")
+        container = status.containers[0]
+        assert (container.restarts, container.last.exit_code, status.phase) == (1, 3, "Running")
+        assert "back-off 10s" in container.message
+        assert await log(runtime, uid, previous=True) == "run\n"
+        await runtime.stop_pod(uid)
+
+
+async def test_init_containers_run_first_and_in_order(bench, pod, until, log):
+    wanted = pod("cat /data/order", volumes=[{"name": "data", "emptyDir": {}}])
+    mounts = [{"name": "data", "mountPath": "/data"}]
+    image = wanted["spec"]["containers"][0]["image"]
+    wanted["spec"]["containers"][0]["volumeMounts"] = mounts
+    wanted["spec"]["initContainers"] = [
+        {
+            "name": n,
+            "image": image,
+            "command": ["sh", "-c", f"echo {n} >> /data/order"],
+            "volumeMounts": mounts,
+        }
+        for n in ("one", "two")
+    ]
+    uid = wanted["metadata"]["uid"]
+    async with bench.open() as runtime:
+        await runtime.run_pod(wanted)
+        status = await until(runtime, uid, lambda s: s.phase == "Succeeded")
+        assert [c.exit_code for c in status.init_containers] == [0, 0]
+        assert await log(runtime, uid) == "one\ntwo\n"
+        await runtime.stop_pod(uid)
+
+
+async def test_what_cannot_run_is_visible_not_fatal(bench, pod):
+    missing = pod("true", container={"image": "localhost/absent:1"})
+    refused = pod("true", hostNetwork=True)
+    no_program = pod("true", container={"command": ["/no/such/program"]})
+    async with bench.open() as runtime:
+        status = await runtime.run_pod(missing)
+        assert (status.phase, status.containers[0].reason) == ("Pending", "ErrImagePull")
+        assert "localhost/absent:1" in status.containers[0].message
+        status = await runtime.run_pod(refused)
+        assert (status.phase, status.reason) == ("Failed", "UnsupportedPod")
+        assert "spec.hostNetwork" in status.message
+        status = await runtime.run_pod(no_program)
+        assert (status.phase, status.containers[0].reason) == ("Failed", "StartError")
+        status = await runtime.run_pod(pod("true"), engine="krun")
+        assert (status.phase, status.reason) == ("Failed", "EngineUnavailable")
+        with pytest.raises(LogsUnavailable):
+            async for _ in runtime.logs(status.uid, "nobody"):
+                pass
+        for left in runtime.pods():
+            await runtime.stop_pod(left.uid)
+
+
+async def test_working_directory_cannot_leave_the_container(bench, pod):
+    escape = pod("cat /etc/hostname; ls ..", container={"workingDir": "/proc/self/fd/3"})
+    async with bench.open() as runtime:
+        status = await runtime.run_pod(escape)
+        assert status.containers[0].reason == "StartError"
+        await runtime.stop_pod(status.uid)
+
+
+async def test_twenty_starts_and_stops_leave_nothing(bench, pod):
+    async with bench.open() as runtime:
+        for _ in range(20):
+            status = await runtime.run_pod(pod("sleep 100"))
+            assert (status.phase, status.containers[0].message) == ("Running", "")
+            await runtime.stop_pod(status.uid, 0)
+            assert bench.remains() == []
+
+
+async def test_logs_follow_until_the_end_and_with_time_stamps(bench, pod, log):
+    wanted = pod("for i in 1 2 3; do echo $i; sleep 0.1; done; printf end >&2")
+    async with bench.open() as runtime:
+        status = await runtime.run_pod(wanted)
+        with trio.fail_after(10):
+            assert await log(runtime, status.uid, follow=True) == "1\n2\n3\nend\n"
+        assert await log(runtime, status.uid, tail=2) == "3\nend\n"
+        stamped = await log(runtime, status.uid, tail=1, timestamps=True)
+        assert stamped.endswith("Z end\n") and stamped[4] == "-"
+        await runtime.stop_pod(status.uid)

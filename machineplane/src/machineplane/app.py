@@ -1,0 +1,448 @@
+"""The daemon, put together. Rooms never import each other: they meet here, and this is the picture of the program.
+
+    signals ─┐                        ┌── podnet (bridge, addresses)
+             │   kubeapi ── backend ──┤
+    mesh ────┴── scheduling ── fabric ┴── runtime (zygote, shims, images)
+
+From the API a manifest goes to `fabric` (guarded, acted for), from there as a job to `scheduling` (tender, bid, award), from
+an award to `fabric.pods` and into the runtime; what the runtime sees goes back into the table that all machines mirror.
+"""
+
+import json
+import os
+import random
+import signal
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from ipaddress import ip_address
+from typing import Any
+
+import structlog
+import trio
+from attrs import evolve
+
+from machineplane import __version__
+from machineplane.backend import FabricBackend
+from machineplane.config import Config, ConfigError, default_node_name, pod_subnet
+from machineplane.fabric.disposals import Disposals
+from machineplane.fabric.events import Events
+from machineplane.fabric.follow import Follower
+from machineplane.fabric.guardian import Guardian, Outcome
+from machineplane.fabric.holdings import Holdings
+from machineplane.fabric.manifests import Manifest
+from machineplane.fabric.nodes import Host, node_labels, node_object
+from machineplane.fabric.objects import render
+from machineplane.fabric.pods import DeployError, PodKeeper
+from machineplane.fabric.remote import LogQuery, LogUnavailable, Remote
+from machineplane.fabric.table import Table
+from machineplane.fabric.view import View
+from machineplane.keys import Credentials, KeyFileError, load_credentials, write_secret
+from machineplane.kubeapi.auth import load_credentials as load_api_credentials
+from machineplane.kubeapi.errors import PortTaken
+from machineplane.kubeapi.server import ApiAddresses, ApiConfig, serve_api
+from machineplane.linux.addresses import own_addresses
+from machineplane.podnet import PodNetConfig, PodNetworkError, open_pod_network
+from machineplane.runtime import (
+    EngineStatus,
+    LogOptions,
+    PodError,
+    PodGone,
+    Runtime,
+    RuntimeConfig,
+    RuntimeFault,
+    Zygote,
+    open_runtime,
+    pod_status_json,
+    start_zygote,
+)
+from machineplane.scheduling.capacity import architecture, read_capacity
+from machineplane.scheduling.market import DeployFailed, Job, Market
+from machineplane.scheduling.requirements import RequirementsError, requirements_of
+from magik_mesh import MeshError, Node, NodeConfig, PeerDown, open_node
+from magik_proto import bidder
+from magik_proto.clock import HybridClock
+from magik_proto.identity import PeerId, format_address
+from magik_proto.messages import Award
+from magik_proto.placement import Capacity, MachineFacts, needs
+from magik_proto.records import Workload, canonical_json
+from magik_proto.replay import ReplayFilter
+
+RESERVE_READ_S = 30.0  # how often capacity is read again: disks fill, cgroup limits change
+LOST_NODE_SHOWN_MS = 300_000  # how long a machine that is gone is shown as not ready
+
+
+class DaemonError(Exception):
+    """The daemon cannot start or go on; the text says what is wrong and what to do."""
+
+
+def wall_ms() -> int:
+    """Milliseconds since the epoch."""
+    return time.time_ns() // 1_000_000
+
+
+def run(config: Config) -> int:
+    """Run the daemon until SIGTERM or SIGINT; returns the exit status. Raises ConfigError or DaemonError."""
+    try:
+        for directory in (config.state_dir, config.run_dir):
+            directory.mkdir(parents=True, exist_ok=True)
+        credentials = load_credentials(config, wall_ms())
+    except OSError as error:
+        raise DaemonError(
+            f"{error.filename}: {error.strerror}: give --state-dir and --run-dir that can be written"
+        ) from error
+    except KeyFileError as error:
+        raise DaemonError(str(error)) from error
+    peer = credentials.identity.peer_id
+    config = evolve(
+        config,
+        node_name=config.node_name or default_node_name(str(peer)),
+        pod_subnet=config.pod_subnet or pod_subnet(peer.raw),
+    )
+    runtime_config = RuntimeConfig(
+        state_dir=config.state_dir,
+        run_dir=config.run_dir,
+        cgroup_parent=config.cgroup_parent,
+        default_engine=config.runtime,
+        node_name=config.node_name,
+    )
+    try:
+        # Before Trio: the helper must come from a process that has one thread.
+        with start_zygote() as zygote:
+            trio.run(_serve, config, credentials, runtime_config, zygote)
+    except* (PortTaken, MeshError, PodNetworkError, RuntimeFault, ConfigError) as group:
+        raise DaemonError(_first(group)) from group
+    return 0
+
+
+def is_any(host: str) -> bool:
+    """Whether a listener on ``host`` takes connections to every address of the machine."""
+    return ip_address(host).is_unspecified
+
+
+def format_host(host: str) -> str:
+    """An address as it stands in a URL."""
+    return f"[{host}]" if ":" in host else host
+
+
+def _first(group: BaseExceptionGroup[Exception]) -> str:
+    """The innermost error's text: one clear line."""
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return str(error)
+
+
+async def _serve(
+    config: Config, credentials: Credentials, runtime_config: RuntimeConfig, zygote: Zygote
+) -> None:
+    """Open what the daemon stands on, join the rooms, and wait for a signal."""
+    assert config.pod_subnet is not None
+    async with AsyncExitStack() as stack:
+        network = await stack.enter_async_context(open_pod_network(PodNetConfig(subnet=config.pod_subnet)))
+        runtime = await stack.enter_async_context(open_runtime(runtime_config, network, zygote))
+        nursery = await stack.enter_async_context(trio.open_nursery())
+        node = await stack.enter_async_context(open_node(_node_config(config, credentials)))
+        # No await between these two: nothing is served before every room has registered its handlers.
+        machine = Machine(config, credentials, runtime, node, nursery)
+        await machine.start()
+        await _until_signalled()
+        structlog.get_logger().info("stopping", pods=len(runtime.pods()), note="pods run on")
+        nursery.cancel_scope.cancel()
+
+
+def _node_config(config: Config, credentials: Credentials) -> NodeConfig:
+    return NodeConfig(
+        host=config.mesh_host,
+        port=config.mesh_port,
+        identity=credentials.identity,
+        policy=credentials.policy,
+        member=credentials.member,
+        bootstrap=credentials.bootstrap_peers,
+        advertise=config.advertise,
+        labels={"node": config.node_name},
+    )
+
+
+async def _until_signalled() -> None:
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async for _ in signals:
+            return
+
+
+class Machine:
+    """All rooms of one daemon, joined. Made inside the daemon's nursery; `start` sets everything going."""
+
+    def __init__(
+        self, config: Config, credentials: Credentials, runtime: Runtime, node: Node, nursery: trio.Nursery
+    ) -> None:
+        self.config = config
+        self.credentials = credentials
+        self.runtime = runtime
+        self.node = node
+        self.nursery = nursery
+        self.log = structlog.get_logger()
+        host, subnet = config.rest_api_host, config.pod_subnet
+        found = own_addresses(subnet) if is_any(host) and subnet else (host,)
+        self.addresses = found or ("127.0.0.1",)
+        self.default_runtime = self._pick_default_runtime()
+        self.facts = self._read_facts()
+        own = credentials.identity.peer_id
+        clock = HybridClock(wall_ms)
+        self.table = Table(clock.now)
+        self.view = View(own, clock)
+        self.view.render = lambda group: render(self.view, group)
+        self.view.on_change = self._view_changed
+        self.holdings = Holdings()
+        self.events = Events(self.table, wall_ms, config.node_name)
+        self.follower = Follower(node, self.table, self.view)
+        self.keeper = PodKeeper(
+            runtime=_PodRuntime(runtime),
+            table=self.table,
+            events=self.events,
+            own=own,
+            node_name=config.node_name,
+            wall=wall_ms,
+            nursery=nursery,
+            rng=random.SystemRandom(),
+        )
+        self.market = Market(
+            node=node,
+            identity=credentials.identity,
+            sealing_key=credentials.sealing_key,
+            bidder=bidder.Bidder(self.facts),
+            replay=ReplayFilter(wall_ms()),
+            wall=wall_ms,
+            deploy=self._deploy,
+            disposed=lambda disposal: self.disposals.obey(disposal),
+            nursery=nursery,
+        )
+        self.disposals = Disposals(
+            identity=credentials.identity,
+            wall=wall_ms,
+            holdings=self.holdings,
+            table=self.table,
+            view=self.view,
+            stop=self.keeper.stop_workload,
+            publish=self.market.dispose,
+            roles=node.roles,
+        )
+        self.guardian = Guardian(
+            view=self.view,
+            table=self.table,
+            holdings=self.holdings,
+            events=self.events,
+            alive=self._alive,
+            settle=self.follower.settle,
+            tender=self._tender,
+            retire=lambda peer, pod: self.remote.retire(peer, pod),
+            dispose=self.disposals.dispose,
+        )
+        self.remote = Remote(node, hold=self.guardian.hold, stop=self.keeper.stop, open_log=self._open_log)
+        self.backend = FabricBackend(
+            identity=credentials.identity,
+            wall=wall_ms,
+            view=self.view,
+            follower=self.follower,
+            guardian=self.guardian,
+            remote=self.remote,
+            dispose=self.disposals.dispose,
+            check=self._check_manifest,
+        )
+
+    # -- start
+
+    async def start(self) -> None:
+        """Adopt what runs, start every room's task, open the API, and say that the machine is ready."""
+        for workload in self.keeper.adopt():
+            self.guardian.hold(workload)
+        self._count_capacity()
+        self._show_node()
+        start_soon = self.nursery.start_soon
+        for task in (self.follower.run, self.guardian.run, self.market.run, self.disposals.run):
+            start_soon(task)
+        for task in (self._watch_runtime, self._watch_peers, self._read_again):
+            start_soon(task)
+        self._announce(await self.nursery.start(serve_api, self._api_config(), self.backend))
+
+    def _api_config(self) -> ApiConfig:
+        names = (self.config.node_name, *self.addresses)
+        api = load_api_credentials(self.config.state_dir / "api", names)
+        return ApiConfig(
+            http_port=self.config.rest_api_port,
+            tls_host=self.config.rest_api_host,
+            tls_port=self.config.rest_api_tls_port,
+            certificate=api.certificate,
+            key=api.key,
+            token=api.token,
+            release=__version__,
+        )
+
+    def _announce(self, api: ApiAddresses) -> None:
+        port = (api.tls or "").rpartition(":")[2]
+        ready = {
+            "pid": os.getpid(),
+            "identity": str(self.node.id),
+            "mesh": self._mesh_address(),
+            "api": f"https://{format_host(self.addresses[0])}:{port}",
+            "http": api.http,
+            "node_name": self.config.node_name,
+        }
+        write_secret(self.config.ready_file, json.dumps(ready).encode() + b"\n")
+        if self.credentials.policy.open:
+            self.log.warning("open-fabric", advice="any machine with a key is let in: for trials only")
+        self.log.info("ready", **{k: v for k, v in ready.items() if k != "pid"}, version=__version__)
+
+    def _mesh_address(self) -> str:
+        host, port = self.node.address[:2]
+        return format_address(self.addresses[0] if is_any(host) else host, port)
+
+    # -- what this machine is
+
+    def _engines(self) -> dict[str, EngineStatus]:
+        return {engine.name: engine for engine in self.runtime.engines()}
+
+    def _pick_default_runtime(self) -> str:
+        """``--runtime``, or crun where krun does not work and nobody asked for it by name (protocol.md, Labels)."""
+        engines = self._engines()
+        for engine in engines.values():
+            if not engine.available:
+                self.log.warning("runtime-unavailable", runtime=engine.name, reason=engine.reason)
+        wanted = self.config.runtime
+        if engines[wanted].available or self.config.runtime_given or not engines["crun"].available:
+            return wanted
+        self.log.warning("runtime-default", using="crun", instead_of=wanted, reason=engines[wanted].reason)
+        return "crun"
+
+    def _read_facts(self) -> MachineFacts:
+        works = {name: engine.available for name, engine in self._engines().items()}
+        peer = self.credentials.identity.peer_id
+        arch = architecture()
+        labels = node_labels(self.config.node_name, str(peer), arch, works) | dict(self.config.labels)
+        return MachineFacts(
+            peer=peer,
+            capacity=read_capacity(self.config.state_dir),
+            architecture=arch,
+            runtimes=frozenset(name for name, available in works.items() if available),
+            labels=labels,
+        )
+
+    def _show_node(self) -> None:
+        engines = self._engines().values()
+        host = Host(
+            name=self.config.node_name,
+            addresses=self.addresses,
+            mesh=self._mesh_address(),
+            runtimes=tuple((e.name, e.version) for e in engines if e.available),
+            version=__version__,
+            started_ms=self.table.epoch >> 16,
+        )
+        obj = node_object(self.facts, host)
+        self.table.put(("node", str(self.node.id)), {"json": canonical_json(obj)})
+
+    async def _read_again(self) -> None:
+        while True:
+            await trio.sleep(RESERVE_READ_S)
+            self.facts = self._read_facts()
+            self.market.capacity_changed(bidder.FactsChanged(self.facts))
+            self.events.expire()
+            self.view.forget_lost_nodes((wall_ms() - LOST_NODE_SHOWN_MS) << 16)
+
+    def _count_capacity(self) -> None:
+        used = Capacity()
+        for pod in self.keeper.settled():
+            used += needs(requirements_of(pod["spec"], {}, self.default_runtime))
+        self.market.capacity_changed(bidder.CapacityChanged(used))
+
+    # -- from room to room
+
+    def _alive(self) -> tuple[PeerId, ...]:
+        return (self.node.id, *(info.id for info in self.node.peers() if info.connected))
+
+    def _view_changed(self, group: str) -> None:
+        self.backend.view_changed()
+        kind, _, ident = group.partition("/")
+        if kind == "workload":
+            self.guardian.wake(ident)
+
+    async def _watch_peers(self) -> None:
+        async for event in self.node.subscribe_peers():
+            if isinstance(event, PeerDown):
+                self.market.peer_gone(event.id)
+            self.guardian.wake_all()
+
+    async def _watch_runtime(self) -> None:
+        async for change in self.runtime.changes():
+            if isinstance(change, PodGone):
+                self.keeper.gone(change.uid)
+            else:
+                self.keeper.report(change)
+            self._count_capacity()
+
+    def _check_manifest(self, manifest: Manifest) -> str | None:
+        """Why no machine could ever run this manifest's pods; None where one might."""
+        if not manifest.runs_pods:
+            return None
+        try:
+            requirements_of(manifest.template["spec"], manifest.annotations, self.default_runtime)
+        except RequirementsError as error:
+            return str(error)
+        return None
+
+    async def _tender(self, manifest: Manifest, replicas: int, taken: dict[PeerId, int]) -> Outcome:
+        spec = manifest.template["spec"]
+        try:
+            requirements = requirements_of(spec, manifest.annotations, self.default_runtime)
+        except RequirementsError as error:
+            return Outcome({}, replicas, (str(error),))
+        job = Job(manifest.record, requirements, replicas, taken, priority=int(spec.get("priority") or 0))
+        finished = await self.market.place(job)
+        return Outcome(dict(finished.placed), finished.unplaced, finished.reasons)
+
+    async def _deploy(self, award: Award, workload: Workload, receipt: bytes) -> list[str]:
+        if self.holdings.is_disposed(workload.uid, trio.current_time()):
+            raise DeployFailed(f"{workload.resource} was disposed of")
+        try:
+            manifest = Manifest.of(workload)
+            spec = manifest.template.get("spec") or {}
+            engine = requirements_of(spec, manifest.annotations, self.default_runtime).runtime
+        except ValueError as error:  # RequirementsError is one
+            raise DeployFailed(str(error)) from error
+        try:
+            return await self.keeper.deploy(workload, award, receipt, engine)
+        except DeployError as error:
+            raise DeployFailed(str(error)) from error
+
+    @asynccontextmanager
+    async def _open_log(self, query: LogQuery) -> AsyncIterator[AsyncIterator[bytes]]:
+        options = LogOptions(
+            follow=bool(query.get("follow")),
+            tail=_whole(query, "tail_lines"),
+            since_s=_whole(query, "since_seconds"),
+            timestamps=bool(query.get("timestamps")),
+            previous=bool(query.get("previous")),
+            limit_bytes=_whole(query, "limit_bytes"),
+        )
+        try:
+            uid, container = str(query.get("uid", "")), str(query.get("container", ""))
+            yield self.runtime.logs(uid, container, options)
+        except PodError as error:
+            raise LogUnavailable(str(error)) from error
+
+
+def _whole(query: Mapping[str, Any], name: str) -> int | None:
+    value = query.get(name)
+    return value if isinstance(value, int) else None
+
+
+class _PodRuntime:
+    """The runtime as `fabric.pods` knows it."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+        self.run_pod = runtime.run_pod
+        self.stop_pod = runtime.stop_pod
+        self.pods = runtime.pods
+
+    def status(self, state: Any) -> dict[str, Any]:
+        return pod_status_json(state)

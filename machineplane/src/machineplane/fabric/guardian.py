@@ -1,0 +1,228 @@
+"""Who looks after a workload, and the one task per workload that does.
+
+Every manifest is held by the machine whose API took it (its author) and by the ``GUARDIANS`` machines whose identities are
+closest (by XOR) to the hash of the workload's uid; the machines that run it hold it too. Exactly one *acts*: the author
+while it is alive, else the closest machine alive. All machines come to the same answer from the same list of live machines;
+while their lists differ two may act, which makes surplus for a moment and never loss.
+
+The actor compares pods with the manifest (`plan`), tenders what is missing and retires what is too many, one step at a time.
+"""
+
+import hashlib
+from collections.abc import Awaitable, Callable, Iterable
+from uuid import UUID
+
+import structlog
+import trio
+from attrs import frozen
+
+from machineplane.fabric.events import Events
+from machineplane.fabric.holdings import Holdings, HoldingsFull
+from machineplane.fabric.manifests import Manifest
+from machineplane.fabric.objects import pod_fact
+from machineplane.fabric.plan import plan
+from machineplane.fabric.table import Table
+from machineplane.fabric.view import View
+from magik_proto.identity import PeerId
+from magik_proto.messages import encode_message
+from magik_proto.records import Workload
+
+GUARDIANS = 3  # guess: as many as replicas of a state that must outlive two machines at once
+RETRY_MIN_S, RETRY_MAX_S = 0.2, 5.0  # protocol.md, Healing
+LOOK_AGAIN_S = 30.0  # protocol.md, replica check
+
+
+@frozen
+class Outcome:
+    """What became of a tender: replicas placed by machine, how many are left over, and why."""
+
+    placed: dict[PeerId, int]
+    unplaced: int
+    reasons: tuple[str, ...]
+
+
+Tender = Callable[[Manifest, int, dict[PeerId, int]], Awaitable[Outcome]]
+Retire = Callable[[PeerId, str], Awaitable[None]]
+
+
+def uid_point(uid: UUID) -> int:
+    """The point of the identity space that a workload's guardians are closest to."""
+    return int.from_bytes(hashlib.sha256(uid.bytes).digest(), "big")
+
+
+def guardians(uid: UUID, alive: Iterable[PeerId], count: int = GUARDIANS) -> list[PeerId]:
+    """The machines closest to the workload, closest first."""
+    point = uid_point(uid)
+    return sorted(alive, key=lambda peer: int.from_bytes(peer.raw, "big") ^ point)[:count]
+
+
+def actor(workload: Workload, alive: Iterable[PeerId]) -> PeerId:
+    """The one machine that acts for a workload. ``alive`` must not be empty."""
+    living = list(alive)
+    return workload.author if workload.author in living else guardians(workload.uid, living, 1)[0]
+
+
+class Guardian:
+    """Keeps the holdings in step with the view and runs a task for each workload that this machine acts for."""
+
+    def __init__(
+        self,
+        *,
+        view: View,
+        table: Table,
+        holdings: Holdings,
+        events: Events,
+        alive: Callable[[], tuple[PeerId, ...]],
+        settle: Callable[[], Awaitable[None]],
+        tender: Tender,
+        retire: Retire,
+        dispose: Callable[[Workload], Awaitable[None]],
+    ) -> None:
+        self._view = view
+        self._table = table
+        self._holdings = holdings
+        self._events = events
+        self._alive = alive
+        self._settle = settle
+        self._tender = tender
+        self._retire = retire
+        self._dispose = dispose
+        self._acting: dict[UUID, trio.Event] = {}
+        self._dirty: set[str] = set()
+        self._woken = trio.Event()
+        self._log = structlog.get_logger(room="fabric")
+
+    def hold(self, workload: Workload) -> bool:
+        """Guard a manifest from now on; False if it is no news. Raises HoldingsFull."""
+        if not self._holdings.offer(workload, trio.current_time()):
+            return False
+        self._table.put(("workload", str(workload.uid)), {"record": encode_message(workload)})
+        self.wake(str(workload.uid))
+        return True
+
+    def wake(self, uid: str) -> None:
+        """Something about this workload has changed."""
+        self._dirty.add(uid)
+        self._woken.set()
+
+    def wake_all(self) -> None:
+        """The set of live machines has changed."""
+        for uid in self._view.records:
+            self.wake(uid)
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        async with trio.open_nursery() as nursery:
+            while True:
+                with trio.move_on_after(LOOK_AGAIN_S) as scope:
+                    await self._woken.wait()
+                if scope.cancelled_caught:
+                    self.wake_all()
+                self._woken = trio.Event()
+                dirty, self._dirty = sorted(self._dirty), set()
+                for uid in dirty:
+                    self._look(UUID(uid), nursery)
+
+    def _look(self, uid: UUID, nursery: trio.Nursery) -> None:
+        manifest = self._view.manifest(str(uid))
+        if manifest is not None:
+            self._adopt_or_release(manifest.record)
+        own = self._holdings.get(uid)
+        if uid in self._acting:
+            self._acting[uid].set()
+        elif own is not None and self._acts(own):
+            self._acting[uid] = trio.Event()
+            nursery.start_soon(self._act, uid)
+
+    def _adopt_or_release(self, newest: Workload) -> None:
+        """Hold what is mine to guard or newer than what I hold; let go of what others guard and nobody runs here."""
+        alive = self._alive()
+        own = self._holdings.get(newest.uid)
+        mine = self._view.own in (newest.author, *guardians(newest.uid, alive)) or self._runs(newest.uid)
+        if own is None and not mine:
+            return
+        try:
+            self.hold(newest)
+        except HoldingsFull as error:
+            self._log.warning("cannot-guard", workload=str(newest.resource), error=str(error))
+            return
+        held_by_guardians = set(guardians(newest.uid, alive)) <= self._view.holders(str(newest.uid))
+        if not mine and held_by_guardians:
+            self._holdings.release(newest.uid)
+            self._table.remove(("workload", str(newest.uid)))
+
+    def _runs(self, uid: UUID) -> bool:
+        return any(p.node == self._view.own for p in self._view.pods_of(str(uid)))
+
+    def _acts(self, workload: Workload) -> bool:
+        return actor(workload, self._alive()) == self._view.own
+
+    async def _act(self, uid: UUID) -> None:
+        """Act for one workload until it is gone or another machine's turn."""
+        delay = RETRY_MIN_S
+        try:
+            while (workload := self._holdings.get(uid)) is not None and self._acts(workload):
+                changed = self._acting[uid] = trio.Event()
+                done = await self._step(workload)
+                delay = RETRY_MIN_S if done else min(2 * delay, RETRY_MAX_S)
+                with trio.move_on_after(LOOK_AGAIN_S if done else delay):
+                    await changed.wait()
+                    if not done:
+                        await trio.sleep(delay)
+        finally:
+            del self._acting[uid]
+            self._table.remove(("placement", str(uid)))
+
+    async def _step(self, workload: Workload) -> bool:
+        """One comparison and what follows from it; False where something is left to be done again soon."""
+        await self._settle()
+        manifest = Manifest.of(workload)
+        if not manifest.runs_pods:
+            return True
+        if self._view.winner(workload.resource) not in (str(workload.uid), None):
+            await self._yield_name(workload)
+            return True
+        pods = self._view.pods_of(str(workload.uid))
+        step = plan(manifest.wish, [pod_fact(p) for p in pods])
+        for pod in pods:
+            if pod.uid in step.retire:
+                await self._retire(pod.node, pod.uid)
+        if not step.tender:
+            self._say(uid=workload.uid, outcome=None)
+            return step.idle
+        taken: dict[PeerId, int] = {}
+        for pod in pods:
+            if not pod.terminating and pod.template_hash == manifest.template_hash:
+                taken[pod.node] = taken.get(pod.node, 0) + 1
+        outcome = await self._tender(manifest, step.tender, taken)
+        self._say(workload.uid, outcome)
+        self._report(manifest, outcome)
+        return not outcome.unplaced
+
+    async def _yield_name(self, workload: Workload) -> None:
+        """Another workload of this name is older: this one was made at the same time elsewhere, and goes."""
+        self._events.record(
+            Manifest.of(workload).obj,
+            "Warning",
+            "NameTaken",
+            f"{workload.resource} was created through two machines at once; the older one stays",
+        )
+        await self._dispose(workload)
+
+    def _say(self, uid: UUID, outcome: Outcome | None) -> None:
+        if outcome is None or not outcome.unplaced:
+            self._table.remove(("placement", str(uid)))
+        else:
+            said = {
+                "unplaced": outcome.unplaced,
+                "reasons": list(outcome.reasons) or ["no machine made a bid"],
+            }
+            self._table.put(("placement", str(uid)), said)
+
+    def _report(self, manifest: Manifest, outcome: Outcome) -> None:
+        for peer, count in sorted(outcome.placed.items()):
+            text = f"{count} replica{'s' if count > 1 else ''} awarded to machine {peer}"
+            self._events.record(manifest.obj, "Normal", "Scheduled", text)
+        if outcome.unplaced:
+            text = f"{outcome.unplaced} replicas not placed: {'; '.join(outcome.reasons) or 'no machine made a bid'}"
+            self._events.record(manifest.obj, "Warning", "FailedScheduling", text)

@@ -1,0 +1,227 @@
+"""The pods of this machine: from an accepted award to a row in the table, and back out again.
+
+The runtime is known here only by the protocol `PodRuntime`. What must survive a daemon's restart (which manifest a pod
+came from, for which template) is the pod's *attachment*, which the runtime keeps beside the pod.
+"""
+
+import random
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Protocol
+from uuid import UUID, uuid4
+
+import structlog
+import trio
+from attrs import frozen
+
+from machineplane.fabric.events import Events
+from machineplane.fabric.manifests import Birth, Manifest, Object, pod_of
+from machineplane.fabric.objects import rfc3339
+from machineplane.fabric.table import Table
+from magik_proto.codec import decode, encode
+from magik_proto.errors import RemoteProtocolError
+from magik_proto.identity import PeerId
+from magik_proto.messages import Award, decode_as, encode_message
+from magik_proto.records import Workload, canonical_json
+
+DEFAULT_GRACE_S = 30  # Kubernetes' terminationGracePeriodSeconds
+_SUFFIX = "bcdfghjklmnpqrstvwxz2456789"  # the letters Kubernetes makes names of: no vowels, so no words
+
+
+class PodState(Protocol):
+    """What the runtime says of a pod; only what is used here."""
+
+    @property
+    def uid(self) -> str: ...
+    @property
+    def pod(self) -> Mapping[str, Any]: ...
+    @property
+    def attachment(self) -> bytes: ...
+    @property
+    def phase(self) -> str: ...
+    @property
+    def reason(self) -> str: ...
+    @property
+    def message(self) -> str: ...
+
+
+class PodRuntime(Protocol):
+    """The runtime as this room needs it."""
+
+    async def run_pod(self, pod: dict[str, Any], attachment: bytes, *, engine: str) -> PodState: ...
+    async def stop_pod(self, uid: str, grace_s: float | None = None) -> None: ...
+    def pods(self) -> Iterable[PodState]: ...
+    def status(self, state: Any) -> dict[str, Any]: ...
+
+
+@frozen
+class Attachment:
+    """What a pod remembers of its origin: the signed manifest, the award's receipt, the template's hash and the engine."""
+
+    workload: Workload
+    template_hash: str
+    engine: str
+    award: bytes = b""
+
+    def to_bytes(self) -> bytes:
+        return encode(
+            {
+                "workload": encode_message(self.workload),
+                "template_hash": self.template_hash,
+                "engine": self.engine,
+                "award": self.award,
+            }
+        )
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> "Attachment":
+        """Raises RemoteProtocolError or ValueError where the bytes are not an attachment."""
+        wire = decode(data)
+        if not isinstance(wire, dict):
+            raise ValueError("attachment: not a map")
+        record = decode_as(Workload, bytes(wire["workload"]))
+        return cls(record, str(wire["template_hash"]), str(wire["engine"]), bytes(wire["award"]))
+
+
+class PodKeeper:
+    """Runs, reports and stops this machine's pods; each in a task of ``nursery``."""
+
+    def __init__(
+        self,
+        *,
+        runtime: PodRuntime,
+        table: Table,
+        events: Events,
+        own: PeerId,
+        node_name: str,
+        wall: Callable[[], int],
+        nursery: trio.Nursery,
+        rng: random.Random,
+    ) -> None:
+        self._runtime = runtime
+        self._table = table
+        self._events = events
+        self._own = own
+        self._node_name = node_name
+        self._wall = wall
+        self._nursery = nursery
+        self._rng = rng
+        self._pods: dict[str, tuple[Object, Attachment]] = {}
+        self._stopping: dict[str, int] = {}
+        self._settled: set[str] = set()
+        self._log = structlog.get_logger(room="fabric")
+
+    def adopt(self) -> list[Workload]:
+        """Report the pods that the runtime found running at start; the manifests they carry, to be guarded again."""
+        found = []
+        for state in self._runtime.pods():
+            try:
+                attachment = Attachment.from_bytes(state.attachment)
+            except (RemoteProtocolError, ValueError, KeyError) as error:
+                self._log.error("pod-without-origin", pod=state.uid, error=str(error))
+                self._nursery.start_soon(self._runtime.stop_pod, state.uid, 0)
+                continue
+            self._pods[state.uid] = (dict(state.pod), attachment)
+            self._settled.add(state.uid)
+            self.report(state)
+            found.append(attachment.workload)
+        return found
+
+    def of_workload(self, uid: UUID) -> list[str]:
+        """Pod uids of a workload on this machine."""
+        return [pod for pod, (_, attachment) in self._pods.items() if attachment.workload.uid == uid]
+
+    def settled(self) -> list[Object]:
+        """The pods whose deployment is over: they hold capacity here beside what is being deployed."""
+        return [self._pods[uid][0] for uid in self._settled]
+
+    async def deploy(self, workload: Workload, award: Award, award_bytes: bytes, engine: str) -> list[str]:
+        """Start the awarded replicas and return the pods' names once all have started.
+
+        Raises DeployError when one has failed for good; the others of the award are then stopped again.
+        """
+        manifest = Manifest.of(workload)
+        attachment = Attachment(workload, manifest.template_hash, engine, award_bytes)
+        pods = [pod_of(manifest, self._birth()) for _ in range(award.replicas)]
+        failures: list[str] = []
+        async with trio.open_nursery() as nursery:
+            for pod in pods:
+                nursery.start_soon(self._start, pod, attachment, failures)
+        if failures:
+            for pod in pods:
+                self.stop(pod["metadata"]["uid"], 0)
+            raise DeployError("; ".join(failures))
+        self._settled.update(uid for pod in pods if (uid := pod["metadata"]["uid"]) in self._pods)
+        return [pod["metadata"]["name"] for pod in pods]
+
+    def _birth(self) -> Birth:
+        suffix = "".join(self._rng.choice(_SUFFIX) for _ in range(5))
+        return Birth(str(uuid4()), suffix, self._node_name, str(self._own), rfc3339(self._wall()))
+
+    async def _start(self, pod: Object, attachment: Attachment, failures: list[str]) -> None:
+        uid = pod["metadata"]["uid"]
+        self._pods[uid] = (pod, attachment)
+        self._put(uid, {"phase": "Pending", "conditions": [], "startTime": rfc3339(self._wall())})
+        state = await self._runtime.run_pod(pod, attachment.to_bytes(), engine=attachment.engine)
+        self.report(state)
+        if state.phase == "Failed":
+            failures.append(f"{pod['metadata']['name']}: {state.reason} {state.message}".strip())
+
+    def report(self, state: PodState) -> None:
+        """The runtime says that a pod has changed."""
+        if state.uid in self._pods:
+            self._put(state.uid, self._runtime.status(state))
+
+    def gone(self, uid: str) -> None:
+        """The runtime says that nothing is left of a pod."""
+        self._pods.pop(uid, None)
+        self._stopping.pop(uid, None)
+        self._settled.discard(uid)
+        self._table.remove(("pod", uid))
+
+    def stop(self, uid: str, grace_s: int | None = None) -> None:
+        """Begin to stop a pod; a shorter grace than before hastens it. What is not here is no error: it is gone."""
+        known = self._pods.get(uid)
+        if known is None:
+            return
+        if grace_s is None:
+            grace_s = known[0]["spec"].get("terminationGracePeriodSeconds", DEFAULT_GRACE_S)
+        if uid in self._stopping and self._stopping[uid] <= grace_s:
+            return
+        self._stopping[uid] = grace_s
+        obj = known[0]
+        obj["metadata"] = {
+            **obj["metadata"],
+            "deletionTimestamp": rfc3339(self._wall() + 1000 * grace_s),
+            "deletionGracePeriodSeconds": grace_s,
+        }
+        self._put(uid, (self._last_status(uid)))
+        self._events.record(obj, "Normal", "Killing", "Stopping the pod's containers")
+        self._nursery.start_soon(self._stop, uid, grace_s)
+
+    def stop_workload(self, uid: UUID) -> None:
+        """The workload is disposed of: all its pods here go."""
+        for pod in self.of_workload(uid):
+            self.stop(pod)
+
+    async def _stop(self, uid: str, grace_s: int) -> None:
+        await self._runtime.stop_pod(uid, grace_s)
+        self.gone(uid)
+
+    def _last_status(self, uid: str) -> dict[str, Any]:
+        for state in self._runtime.pods():
+            if state.uid == uid:
+                return self._runtime.status(state)
+        return {"phase": "Pending"}
+
+    def _put(self, uid: str, status: Mapping[str, Any]) -> None:
+        obj, attachment = self._pods[uid]
+        value = {
+            "json": canonical_json({**obj, "status": status}),
+            "workload": str(attachment.workload.uid),
+            "template_hash": attachment.template_hash,
+        }
+        self._table.put(("pod", uid), value)
+
+
+class DeployError(Exception):
+    """An award could not be carried out; the text says for each pod why."""

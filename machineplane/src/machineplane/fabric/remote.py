@@ -1,0 +1,140 @@
+"""What machines ask of each other beside tables: guard this manifest, stop that pod, show its log."""
+
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any
+
+import structlog
+import trio
+
+from machineplane.fabric.guardian import guardians
+from machineplane.fabric.holdings import HoldingsFull
+from machineplane.fabric.manifests import Manifest
+from magik_mesh import Call, CallRefused, MeshError, Node
+from magik_proto.errors import RemoteProtocolError
+from magik_proto.identity import PeerId
+from magik_proto.messages import decode_as, encode_message
+from magik_proto.records import Workload
+from magik_proto.signing import verify
+
+HOLD = "/magik/fabric/hold/1.0.0"
+RETIRE = "/magik/pod/retire/1.0.0"
+LOGS = "/magik/pod/logs/1.0.0"
+
+HOLD_TIMEOUT_S = (
+    2.0  # guess: an API call waits for this at most; who was too slow learns of the manifest by following
+)
+RETIRE_TIMEOUT_S = 5.0
+_READ_BYTES = 65_536
+
+LogQuery = Mapping[str, Any]
+OpenLog = Callable[[LogQuery], AbstractAsyncContextManager[AsyncIterator[bytes]]]
+
+
+class LogUnavailable(Exception):
+    """There is no such log; the text says why."""
+
+
+class Remote:
+    """Both ends of these calls."""
+
+    def __init__(
+        self,
+        node: Node,
+        *,
+        hold: Callable[[Workload], bool],
+        stop: Callable[[str, int | None], None],
+        open_log: OpenLog,
+    ) -> None:
+        self._node = node
+        self._hold = hold
+        self._stop = stop
+        self._open_log = open_log
+        self._log = structlog.get_logger(room="fabric")
+        node.handle(HOLD, self._on_hold)
+        node.handle(RETIRE, self._on_retire)
+        node.handle(LOGS, self._on_logs)
+
+    async def spread(self, workload: Workload) -> int:
+        """Give a manifest to its guardians; how many took it. Those that cannot be reached are left to `Guardian`."""
+        alive = [self._node.id, *(info.id for info in self._node.peers() if info.connected)]
+        others = [peer for peer in guardians(workload.uid, alive) if peer != self._node.id]
+        taken: list[PeerId] = []
+        async with trio.open_nursery() as nursery:
+            for peer in others:
+                nursery.start_soon(self._give, peer, workload, taken)
+        return len(taken)
+
+    async def _give(self, peer: PeerId, workload: Workload, taken: list[PeerId]) -> None:
+        try:
+            await self._node.call(peer, HOLD, encode_message(workload), timeout=HOLD_TIMEOUT_S)
+            taken.append(peer)
+        except MeshError as error:
+            self._log.info("manifest-not-taken", peer=str(peer), error=str(error))
+
+    async def retire(self, peer: PeerId, pod: str, grace_s: int | None = None) -> None:
+        """Ask a machine to stop a pod. A machine that cannot be reached keeps it until it is asked again."""
+        if peer == self._node.id:
+            self._stop(pod, grace_s)
+            return
+        body = {"uid": pod} if grace_s is None else {"uid": pod, "grace": grace_s}
+        try:
+            await self._node.call(peer, RETIRE, body, timeout=RETIRE_TIMEOUT_S)
+        except MeshError as error:
+            self._log.info("retire-lost", peer=str(peer), pod=pod, error=str(error))
+
+    @asynccontextmanager
+    async def logs(self, peer: PeerId, query: LogQuery) -> AsyncIterator[AsyncIterator[bytes]]:
+        """A log of a pod, wherever it runs. Raises LogUnavailable."""
+        if peer == self._node.id:
+            async with self._open_log(query) as chunks:
+                yield chunks
+            return
+        try:
+            async with self._node.open_call(peer, LOGS, dict(query), timeout=10.0) as (_, stream):
+                yield _chunks(stream)
+        except MeshError as error:
+            raise LogUnavailable(str(error)) from error
+
+    async def _on_hold(self, call: Call) -> object:
+        _require(call, "submit")
+        try:
+            workload = decode_as(Workload, call.body if isinstance(call.body, bytes) else b"")
+            verify(workload)
+            Manifest.of(workload)
+            return {"news": self._hold(workload)}
+        except RemoteProtocolError as error:
+            raise CallRefused(error.rule, error.detail) from error
+        except ValueError as error:
+            raise CallRefused("hold.manifest", str(error)) from error
+        except HoldingsFull as error:
+            raise CallRefused("hold.full", str(error)) from error
+
+    async def _on_retire(self, call: Call) -> object:
+        _require(call, "submit")
+        body = call.body if isinstance(call.body, Mapping) else {}
+        uid, grace = body.get("uid"), body.get("grace")
+        if not isinstance(uid, str) or not (grace is None or (isinstance(grace, int) and grace >= 0)):
+            raise CallRefused("retire.body", "uid and, if at all, a grace of so many seconds are expected")
+        self._stop(uid, grace)
+        return {}
+
+    async def _on_logs(self, call: Call) -> None:
+        query = call.body if isinstance(call.body, Mapping) else {}
+        try:
+            async with self._open_log({str(k): v for k, v in query.items()}) as chunks:
+                await call.reply({})
+                async for chunk in chunks:
+                    await call.stream.send_all(chunk)
+        except LogUnavailable as error:
+            raise CallRefused("logs", str(error)) from error
+
+
+def _require(call: Call, role: str) -> None:
+    if role not in call.roles:
+        raise CallRefused("membership.role", f"{call.peer} has no role {role!r}")
+
+
+async def _chunks(stream: trio.abc.ReceiveStream) -> AsyncIterator[bytes]:
+    while data := await stream.receive_some(_READ_BYTES):
+        yield bytes(data)

@@ -1,0 +1,28 @@
+"""The lab's closed fabric: its root key, kept in the lab's directory, and an invite for each start of a
+daemon.
+"""
+
+import time
+from pathlib import Path
+
+from machineplane.lab.errors import LabError
+from machineplane.lab.state import write_atomically
+from magik_proto.membership import RootKey
+
+
+def make_root(path: Path) -> None:
+    """A root key for a new fabric, its seed written to ``path`` as hex for the owner's eyes only."""
+    with RootKey.generate() as root:
+        write_atomically(path, root.seed().hex() + "\n", mode=0o600)
+
+
+def invite(path: Path) -> str:
+    """The text of a fresh invite, good for an hour, from the root key at ``path``."""
+    try:
+        seed = bytes.fromhex(path.read_text().strip())
+    except (OSError, ValueError) as error:
+        raise LabError(
+            f"the fabric's root key {path} cannot be read ({error}): take the lab down and up"
+        ) from error
+    with RootKey.from_seed(seed) as root, root.invite(int(time.time() * 1000)) as fresh:
+        return fresh.text()

@@ -1,0 +1,92 @@
+"""The runtime room: containers on this machine. Names are loaded when first used.
+
+(The helper processes import modules below this package and must stay small, so nothing is imported here.)
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from machineplane.runtime.config import RuntimeConfig
+    from machineplane.runtime.engine import EngineStatus
+    from machineplane.runtime.errors import (
+        EngineError,
+        EngineUnavailable,
+        HelperError,
+        HelperLost,
+        LogsUnavailable,
+        PodError,
+        PodExists,
+        PodNotFound,
+        PodSpecError,
+        RuntimeFault,
+        StopFailed,
+    )
+    from machineplane.runtime.images import ImageError, ImageNotFound, ImageStore
+    from machineplane.runtime.logs import LogOptions
+    from machineplane.runtime.network import PodAddress, PodNetwork
+    from machineplane.runtime.pods import Runtime, open_runtime
+    from machineplane.runtime.status import ContainerStatus, PodGone, PodStatus, Termination, pod_status_json
+    from machineplane.runtime.zygote_client import Zygote, start_zygote
+
+_HOMES = {
+    "config": ("RuntimeConfig",),
+    "engine": ("EngineStatus",),
+    "errors": (
+        "EngineError",
+        "EngineUnavailable",
+        "HelperError",
+        "HelperLost",
+        "LogsUnavailable",
+        "PodError",
+        "PodExists",
+        "PodNotFound",
+        "PodSpecError",
+        "RuntimeFault",
+        "StopFailed",
+    ),
+    "images": ("ImageError", "ImageNotFound", "ImageStore"),
+    "logs": ("LogOptions",),
+    "network": ("PodAddress", "PodNetwork"),
+    "pods": ("Runtime", "open_runtime"),
+    "status": ("ContainerStatus", "PodGone", "PodStatus", "Termination", "pod_status_json"),
+    "zygote_client": ("Zygote", "start_zygote"),
+}
+
+__all__ = [
+    "ContainerStatus",
+    "EngineError",
+    "EngineStatus",
+    "EngineUnavailable",
+    "HelperError",
+    "HelperLost",
+    "ImageError",
+    "ImageNotFound",
+    "ImageStore",
+    "LogOptions",
+    "LogsUnavailable",
+    "PodAddress",
+    "PodError",
+    "PodExists",
+    "PodGone",
+    "PodNetwork",
+    "PodNotFound",
+    "PodSpecError",
+    "PodStatus",
+    "Runtime",
+    "RuntimeConfig",
+    "RuntimeFault",
+    "StopFailed",
+    "Termination",
+    "Zygote",
+    "open_runtime",
+    "pod_status_json",
+    "start_zygote",
+]
+
+
+def __getattr__(name: str) -> object:
+    for module, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(f"{__name__}.{module}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,59 @@
+"""What the runtime room is told. Frozen, and validated when it is made."""
+
+from pathlib import Path
+
+from attrs import field, frozen
+
+MAX_SOCKET_PATH = 107
+"""Bytes of a Unix socket's path, from ``sockaddr_un`` without its closing zero."""
+
+_UID_LENGTH = 36  # a UUID in text
+
+
+def _short_enough(instance: "RuntimeConfig", attribute: object, value: Path) -> None:
+    longest = len(bytes(instance.socket_path("u" * _UID_LENGTH)))
+    if longest > MAX_SOCKET_PATH:
+        raise ValueError(
+            f"the run directory {value} is too long by {longest - MAX_SOCKET_PATH} bytes; use a shorter one"
+        )
+
+
+def _clean_parent(instance: "RuntimeConfig", attribute: object, value: str) -> None:
+    parts = value.strip("/").split("/")
+    if not value.strip("/") or any(part in {"", ".", ".."} for part in parts):
+        raise ValueError(f"the cgroup parent {value!r} is not a path below the root")
+
+
+@frozen(kw_only=True)
+class RuntimeConfig:
+    """Where the room keeps things and what it allows. Times are seconds, sizes bytes.
+
+    ``state_dir`` must be on a file system that can carry overlay's upper layer (not itself an overlay).
+    """
+
+    state_dir: Path
+    run_dir: Path = field(default=Path("/run/magik"), validator=_short_enough)
+    cgroup_parent: str = field(default="magik", validator=_clean_parent)
+    default_engine: str = "crun"
+    node_name: str = ""
+    pause_image: str = "localhost/magik/pause:latest"
+    allow_privileged: bool = False
+    grace_s: float = 30.0  # Kubernetes' default terminationGracePeriodSeconds
+    pids_limit: int = 4096  # per container, a guess; Kubernetes leaves it to the machine
+
+    @property
+    def pods_dir(self) -> Path:
+        """One folder for each pod."""
+        return self.state_dir / "pods"
+
+    def pod_dir(self, uid: str) -> Path:
+        """Everything that is kept of one pod, save its socket."""
+        return self.pods_dir / uid
+
+    def socket_path(self, uid: str) -> Path:
+        """Where a pod's shim listens."""
+        return self.run_dir / "pods" / f"{uid}.sock"
+
+    def pod_cgroup(self, uid: str) -> str:
+        """The control group that holds a pod's containers, relative to the hierarchy's root."""
+        return f"/{self.cgroup_parent.strip('/')}/{uid}"

@@ -1,0 +1,1 @@
+"""libcrun through ctypes. Only single-threaded helper processes may import :mod:`.binding`."""

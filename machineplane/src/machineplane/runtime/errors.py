@@ -1,0 +1,76 @@
+"""What can go wrong in the runtime room. Each text says what happened, to what, and what to do."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class RuntimeFault(Exception):
+    """Root of the room's errors."""
+
+
+class EngineError(RuntimeFault):
+    """An engine could not do its part."""
+
+
+class EngineUnavailable(EngineError):
+    """The engine asked for cannot run on this machine; the text is the true reason."""
+
+
+class HelperError(RuntimeFault):
+    """A helper process refused a request or answered nonsense."""
+
+
+class HelperLost(HelperError):
+    """A helper process (zygote or shim) is gone."""
+
+
+class PodError(RuntimeFault):
+    """A pod could not be run, found or stopped."""
+
+
+class NetworkFailed(PodError):
+    """The pod's network could not be made or taken away; the text is the network room's own."""
+
+
+class PodNotFound(PodError):
+    """No pod of that uid is here."""
+
+
+class PodExists(PodError):
+    """A pod of that uid is here already."""
+
+
+class PodSpecError(PodError):
+    """The pod asks for something that this version does not do, or its spec is malformed. Names the field."""
+
+
+class StopFailed(PodError):
+    """A pod was stopped, but something of it could not be removed; the text lists what."""
+
+
+class LogsUnavailable(PodError):
+    """No such container in the pod, or it has no log yet."""
+
+
+MALFORMED = (AttributeError, KeyError, TypeError, ValueError)
+"""What reading an object of the wrong shape raises. Caught where a pod's spec, which others wrote, is read."""
+
+
+def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
+    for error in group.exceptions:
+        if isinstance(error, BaseExceptionGroup):
+            yield from _leaves(error)
+        else:
+            yield error
+
+
+@contextmanager
+def single_fault() -> Iterator[None]:
+    """Turn a nursery's group of nothing but faults of this room into the first of them; others pass as they are."""
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        leaves = list(_leaves(group))
+        if all(isinstance(leaf, RuntimeFault) for leaf in leaves):
+            raise leaves[0] from group
+        raise

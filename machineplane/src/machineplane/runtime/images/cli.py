@@ -1,0 +1,104 @@
+"""``machineplane image …``: what is in this machine's image store. Works with and without a running daemon."""
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import BinaryIO
+
+import click
+
+from machineplane.runtime.images.errors import ImageError
+from machineplane.runtime.images.model import ImageInfo
+from machineplane.runtime.images.store import ImageStore
+
+_UNITS = ("B", "kB", "MB", "GB", "TB")
+_SHORT_DIGEST = len("sha256:") + 12
+
+_state_dir: Callable[[Callable[..., None]], Callable[..., None]] = click.option(
+    "--state-dir",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("/var/lib/magik"),
+    show_default=True,
+    help="The daemon's state directory; images are below it.",
+)
+
+
+@click.group()
+def image() -> None:
+    """Images on this machine."""
+
+
+@image.command("import")
+@click.argument("file")
+@click.option("--ref", help="The image's name, in place of the one in the archive.")
+@_state_dir
+def import_(file: str, ref: str | None, state_dir: Path) -> None:
+    """Import FILE: an OCI layout directory, an OCI or docker archive (gzip, zstd or plain), or - for stdin."""
+    source: Path | BinaryIO = sys.stdin.buffer if file == "-" else Path(file)
+    with _told():
+        for info in _store(state_dir).import_file(source, ref):
+            click.echo(f"{info.ref} {info.digest}")
+
+
+@image.command()
+@_state_dir
+def ls(state_dir: Path) -> None:
+    """List the images."""
+    with _told():
+        rows = [_row(info) for info in _store(state_dir).ls()]
+    _table(("REFERENCE", "DIGEST", "ARCHITECTURE", "CREATED", "SIZE"), rows)
+
+
+@image.command()
+@click.argument("refs", metavar="REF...", nargs=-1, required=True)
+@_state_dir
+def rm(refs: tuple[str, ...], state_dir: Path) -> None:
+    """Remove names; `prune` then frees what nothing names."""
+    with _told():
+        store = _store(state_dir)
+        for ref in refs:
+            store.remove(ref)
+            click.echo(f"removed {ref}")
+
+
+@image.command()
+@_state_dir
+def prune(state_dir: Path) -> None:
+    """Free the space of images without a name. What running containers have mounted stays."""
+    with _told():
+        click.echo(f"freed {_size(_store(state_dir).prune())}")
+
+
+def _store(state_dir: Path) -> ImageStore:
+    return ImageStore(state_dir / "images")
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """An image's error becomes one line and status 1."""
+    try:
+        yield
+    except ImageError as error:
+        raise click.ClickException(str(error)) from error
+
+
+def _row(info: ImageInfo) -> tuple[str, ...]:
+    created = f"{datetime.fromtimestamp(info.created / 1000, UTC):%Y-%m-%d}" if info.created else "-"
+    return (info.ref, info.digest[:_SHORT_DIGEST], info.architecture, created, _size(info.size))
+
+
+def _size(count: float) -> str:
+    """Decimal units, as in Docker's listing."""
+    power = 0
+    while count >= 1000 and power < len(_UNITS) - 1:
+        count, power = count / 1000, power + 1
+    return f"{count:.3g} {_UNITS[power]}"
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    widths = [max(len(row[column]) for row in (heads, *rows)) for column in range(len(heads))]
+    for row in (heads, *rows):
+        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        click.echo("  ".join(cells).rstrip())

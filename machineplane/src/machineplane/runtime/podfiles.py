@@ -1,0 +1,69 @@
+"""The files that a pod brings into its containers: hosts, resolver, host name, and folders for its volumes."""
+
+import contextlib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from machineplane.runtime.bundle.config import hostname
+from machineplane.runtime.bundle.volumes import volumes
+
+SHM_BYTES = 64 * 1024 * 1024  # /dev/shm of a pod, as other runtimes have it
+
+_HOSTS = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n"
+_LOOPBACK = ("127.", "::1")
+# systemd-resolved's list of the servers behind its loopback stub.
+_RESOLVERS = (Path("/etc/resolv.conf"), Path("/run/systemd/resolve/resolv.conf"))
+
+
+def hosts(pod: Mapping[str, Any], ip: str) -> str:
+    """The text of /etc/hosts: localhost, ``spec.hostAliases``, and the pod itself."""
+    aliases = (pod.get("spec") or {}).get("hostAliases") or []
+    lines = [f"{alias['ip']}\t{' '.join(alias.get('hostnames') or [])}\n" for alias in aliases]
+    own = f"{ip}\t{hostname(pod)}\n" if ip else ""
+    return _HOSTS + "".join(lines) + own
+
+
+def resolver(candidates: tuple[Path, ...] = _RESOLVERS) -> str:
+    """The machine's resolver configuration without servers that only the machine's own loopback reaches."""
+    text = ""
+    for path in candidates:
+        with contextlib.suppress(OSError):
+            lines = path.read_text(errors="replace").splitlines()
+            kept = [line for line in lines if not _on_loopback(line)]
+            text = "".join(f"{line}\n" for line in kept)
+            if any(line.startswith("nameserver") for line in kept):
+                return text
+    return text
+
+
+def _on_loopback(line: str) -> bool:
+    name, _, server = line.strip().partition(" ")
+    return name == "nameserver" and server.strip().startswith(_LOOPBACK)
+
+
+def make_folders(pod_dir: Path, pod: Mapping[str, Any]) -> list[tuple[Path, int]]:
+    """Make the pod's folders; answers those that are to be file systems in memory, with their sizes (0: default)."""
+    for name in ("crun", "containers", "logs", "etc", "volumes", "shm"):
+        (pod_dir / name).mkdir(parents=True, exist_ok=True)
+    in_memory = [(pod_dir / "shm", SHM_BYTES)]
+    group = ((pod.get("spec") or {}).get("securityContext") or {}).get("fsGroup")
+    for volume in volumes(pod["spec"]).values():
+        path = volume.path(pod_dir)
+        path.mkdir(exist_ok=True)
+        path.chmod(0o2777 if group is not None else 0o777)
+        if group is not None:
+            os.chown(path, -1, int(group))
+        if volume.memory:
+            in_memory.append((path, volume.size))
+    return in_memory
+
+
+def write_etc(pod_dir: Path, pod: Mapping[str, Any], ip: str) -> None:
+    """Write the files that are mounted over the images' /etc."""
+    texts = {"hosts": hosts(pod, ip), "resolv.conf": resolver(), "hostname": f"{hostname(pod)}\n"}
+    for name, text in texts.items():
+        path = pod_dir / "etc" / name
+        path.write_text(text)
+        path.chmod(0o644)

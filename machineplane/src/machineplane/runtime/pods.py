@@ -1,0 +1,253 @@
+"""The runtime room's face: run, stop, watch and read pods. Trio; one task a pod."""
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+import trio
+
+from machineplane.runtime import record
+from machineplane.runtime.bundle import check_pod
+from machineplane.runtime.bundle.supported import all_containers
+from machineplane.runtime.changes import Change, Changes
+from machineplane.runtime.config import RuntimeConfig
+from machineplane.runtime.engine import CrunEngine, Engine, EngineStatus, KrunEngine
+from machineplane.runtime.errors import MALFORMED, PodExists, PodNotFound, PodSpecError, StopFailed
+from machineplane.runtime.helper import connected
+from machineplane.runtime.images import ImageStore
+from machineplane.runtime.images.make import ensure_pause
+from machineplane.runtime.logs import LogOptions, read_logs
+from machineplane.runtime.network import PodNetwork
+from machineplane.runtime.record import PodRecord
+from machineplane.runtime.services import Services
+from machineplane.runtime.status import ContainerStatus, PodStatus
+from machineplane.runtime.worker import PodWorker
+from machineplane.runtime.zygote_client import Zygote
+
+
+class Runtime:
+    """The machine's pods. Use :func:`open_runtime`."""
+
+    def __init__(self, services: Services, nursery: trio.Nursery) -> None:
+        self._services = services
+        self._nursery = nursery
+        self._workers: dict[str, PodWorker] = {}
+
+    @property
+    def images(self) -> ImageStore:
+        """The machine's images. Synchronous: call it in a thread."""
+        return self._services.images
+
+    def engines(self) -> tuple[EngineStatus, ...]:
+        """What can run pods here, and what cannot and why."""
+        return tuple(engine.check() for engine in self._services.engines.values())
+
+    # -- pods
+
+    async def run_pod(
+        self, pod: Mapping[str, Any], attachment: bytes = b"", *, engine: str = ""
+    ) -> PodStatus:
+        """Run a pod; returns when its containers have started, or could not. Never restarted under the same uid.
+
+        ``pod`` is a complete v1 Pod with ``metadata.uid``. What is wrong with it or with this machine shows in the
+        status (phase Pending or Failed, with reasons). If the caller is cancelled, the pod goes on.
+
+        Raises:
+            PodExists: a pod of this uid is here.
+            PodSpecError: it lacks the uid, name or namespace by which it could be recorded.
+        """
+        name = engine or self._services.config.default_engine
+        refusal = self._check(pod, name)
+        kept = _new_record(pod, attachment, name)
+        uid = kept.status.uid
+        if uid in self._workers:
+            raise PodExists(f"the pod {kept.status.namespace}/{kept.status.name} ({uid}) is here already")
+        worker = PodWorker(self._services, kept)
+        try:
+            worker.book.folder.mkdir(mode=0o700)
+        except FileExistsError as error:
+            raise PodExists(
+                f"the folder {worker.book.folder} is left of an earlier pod; remove it"
+            ) from error
+        self._workers[uid] = worker
+        worker.book.save()
+        if refusal:
+            worker.book.fail(*refusal)
+        self._nursery.start_soon(self._work, worker, False)
+        await worker.settled.wait()
+        return worker.book.status
+
+    def _check(self, pod: Mapping[str, Any], engine: str) -> tuple[str, str] | None:
+        """Why this pod cannot run here (reason and message), if so."""
+        _require_names(pod)
+        if engine not in self._services.engines:
+            return (
+                "UnknownEngine",
+                f"there is no engine {engine!r}; there are {', '.join(self._services.engines)}",
+            )
+        status = self._services.engines[engine].check()
+        if not status.available:
+            return "EngineUnavailable", f"{engine}: {status.reason}"
+        try:
+            check_pod(pod, allow_privileged=self._services.config.allow_privileged)
+        except PodSpecError as error:
+            return "UnsupportedPod", str(error)
+        except MALFORMED as error:
+            return "UnsupportedPod", f"malformed pod: {error!r}"
+        return None
+
+    async def _work(self, worker: PodWorker, adopted: bool) -> None:
+        await worker.serve(adopted=adopted)
+        if not worker.leftovers:
+            del self._workers[worker.uid]
+
+    async def stop_pod(self, uid: str, grace_s: float | None = None) -> None:
+        """Stop a pod and wait until nothing of it is left. A uid that is not here is fine.
+
+        ``grace_s`` is the time between SIGTERM and SIGKILL; without it the pod's own, or the machine's default.
+
+        Raises:
+            StopFailed: something could not be removed; names it.
+        """
+        worker = self._workers.get(uid)
+        if worker is None:
+            return
+        worker.stop(self._grace(worker) if grace_s is None else grace_s)
+        await worker.gone.wait()
+        if worker.leftovers:
+            self._workers.pop(uid, None)
+            raise StopFailed(
+                f"pod {worker.book.status.name} is stopped, but these are left: {', '.join(worker.leftovers)}"
+            )
+
+    def _grace(self, worker: PodWorker) -> float:
+        spec = worker.book.status.pod.get("spec")
+        own = spec.get("terminationGracePeriodSeconds") if isinstance(spec, Mapping) else None
+        return max(float(own), 0.0) if isinstance(own, int | float) else self._services.config.grace_s
+
+    def pods(self) -> tuple[PodStatus, ...]:
+        """All pods here, also failed and finished ones that were not stopped yet."""
+        return tuple(worker.book.status for worker in self._workers.values())
+
+    def get(self, uid: str) -> PodStatus:
+        """One pod.
+
+        Raises:
+            PodNotFound: it is not here.
+        """
+        return self._worker(uid).book.status
+
+    def _worker(self, uid: str) -> PodWorker:
+        try:
+            return self._workers[uid]
+        except KeyError as error:
+            raise PodNotFound(f"no pod with the uid {uid} is on this machine") from error
+
+    def changes(self) -> trio.MemoryReceiveChannel[Change]:
+        """Every pod as it is, then its changes; a slow reader misses states in between, never the latest."""
+        return self._services.changes.subscribe(self.pods())
+
+    def logs(self, uid: str, container: str, options: LogOptions | None = None) -> AsyncIterator[bytes]:
+        """A container's output, as chunks of whole lines.
+
+        Raises:
+            PodNotFound: at once.
+            LogsUnavailable: when read: no such container, or it has no log.
+        """
+        return read_logs(self._worker(uid).book, container, options or LogOptions())
+
+    # -- after a restart
+
+    def adopt(self) -> None:
+        """Resume the pods that an earlier daemon left running."""
+        for folder in sorted(self._services.config.pods_dir.iterdir()):
+            kept = record.load(folder)
+            if kept is None or kept.status.uid != folder.name:
+                kept = _broken_record(folder.name)
+            worker = PodWorker(self._services, kept)
+            self._workers[worker.uid] = worker
+            worker.settled.set()
+            self._nursery.start_soon(self._work, worker, True)
+
+
+def _require_names(pod: Mapping[str, Any]) -> None:
+    metadata = pod.get("metadata")
+    for key in ("uid", "name", "namespace"):
+        value = metadata.get(key) if isinstance(metadata, Mapping) else None
+        if (
+            not isinstance(value, str)
+            or not value
+            or len(value) > 253
+            or "/" in value
+            or value in {".", ".."}
+        ):
+            raise PodSpecError(f"metadata.{key} is missing or unusable: {value!r}")
+    if len(pod["metadata"]["uid"]) > 36:
+        raise PodSpecError(f"metadata.uid {pod['metadata']['uid']!r} is longer than a UUID")
+
+
+def _new_record(pod: Mapping[str, Any], attachment: bytes, engine: str) -> PodRecord:
+    metadata = pod["metadata"]
+    try:
+        containers = tuple(
+            ContainerStatus(name=str(c["name"]), image=str(c["image"]), init=init, reason="ContainerCreating")
+            for c, init in all_containers(pod)
+        )
+    except MALFORMED:
+        containers = ()  # the pod is refused for it
+    status = PodStatus(
+        uid=metadata["uid"],
+        name=metadata["name"],
+        namespace=metadata["namespace"],
+        pod=pod,
+        attachment=attachment,
+        engine=engine,
+        containers=containers,
+    )
+    return PodRecord(status=status)
+
+
+def _broken_record(uid: str) -> PodRecord:
+    """For a folder whose record cannot be read: a failed pod, so that it is seen and can be stopped."""
+    pod = {"metadata": {"uid": uid, "name": uid, "namespace": "default"}, "spec": {"containers": []}}
+    status = PodStatus(
+        uid=uid,
+        name=uid,
+        namespace="default",
+        pod=pod,
+        phase="Failed",
+        reason="RecordLost",
+        message="the record of this pod cannot be read; stop it to remove what it left",
+    )
+    return PodRecord(status=status, verdict="Failed")
+
+
+def _prepare_folders(config: RuntimeConfig) -> ImageStore:
+    for path in (config.pods_dir, config.run_dir / "pods"):
+        path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        path.chmod(0o700)
+    images = ImageStore(config.state_dir / "images")
+    ensure_pause(images)
+    return images
+
+
+@asynccontextmanager
+async def open_runtime(config: RuntimeConfig, network: PodNetwork, zygote: Zygote) -> AsyncIterator[Runtime]:
+    """The runtime, with the pods of an earlier daemon adopted. Leaving it stops no pod."""
+    images = await trio.to_thread.run_sync(_prepare_folders, config)
+    control = trio.socket.from_stdlib_socket(zygote.control.dup())
+    async with connected(control, "the zygote") as helper, trio.open_nursery() as nursery:
+        engines: dict[str, Engine] = {"crun": CrunEngine(helper, zygote.report), "krun": KrunEngine()}
+        services = Services(
+            config=config,
+            images=images,
+            network=network,
+            engines=engines,
+            cgroup_mode=zygote.report.cgroups,
+            zygote=helper,
+            changes=Changes(nursery),
+        )
+        runtime = Runtime(services, nursery)
+        runtime.adopt()
+        yield runtime
+        nursery.cancel_scope.cancel()

@@ -1,0 +1,44 @@
+"""Pure rules: when a container is restarted, after how long, and what phase its pod is in."""
+
+from machineplane.runtime.status import ContainerStatus, PodStatus
+
+# Kubernetes' numbers: the first restart at once, then 10 s doubling to 5 min, forgotten after 10 min of running.
+FIRST_BACKOFF_S = 10.0
+MAX_BACKOFF_S = 300.0
+RESET_AFTER_S = 600.0
+
+
+def restart_policy(status: PodStatus, container: ContainerStatus) -> str:
+    """Always, OnFailure or Never; an init container that has done its work is not run again."""
+    policy = str(status.pod["spec"].get("restartPolicy") or "Always")
+    return "OnFailure" if container.init and policy == "Always" else policy
+
+
+def should_restart(status: PodStatus, container: ContainerStatus) -> bool:
+    """Whether a terminated container is to be run again."""
+    policy = restart_policy(status, container)
+    return policy == "Always" or (policy == "OnFailure" and container.exit_code != 0)
+
+
+def next_backoff(previous: float | None, ran_s: float) -> float:
+    """Seconds to wait before the next restart: ``previous`` was the last wait (none: never restarted)."""
+    if previous is None or ran_s >= RESET_AFTER_S:
+        return 0.0
+    return min(previous * 2, MAX_BACKOFF_S) if previous else FIRST_BACKOFF_S
+
+
+def _finished(status: PodStatus, container: ContainerStatus) -> bool:
+    return container.state == "terminated" and not should_restart(status, container)
+
+
+def phase(status: PodStatus) -> str:
+    """Kubernetes' pod phase by the containers' states."""
+    init, apps = status.init_containers, status.app_containers
+    if any(_finished(status, c) and c.exit_code != 0 for c in init):
+        return "Failed"
+    if not all(c.state == "terminated" and c.exit_code == 0 for c in init):
+        return "Pending"
+    if apps and all(_finished(status, c) for c in apps):
+        return "Succeeded" if all(c.exit_code == 0 for c in apps) else "Failed"
+    waiting_first = [c for c in apps if c.state == "waiting" and c.last is None]
+    return "Pending" if waiting_first or not apps else "Running"

@@ -1,0 +1,44 @@
+"""What the daemon keeps of a pod beside the shim's own state: ``pod.json`` in the pod's folder."""
+
+import os
+from pathlib import Path
+
+from attrs import frozen
+from cattrs.errors import BaseValidationError
+from cattrs.preconf.json import make_converter
+
+from machineplane.runtime.status import PodStatus
+
+_VERSION = 1
+_NAME = "pod.json"
+
+
+@frozen(kw_only=True)
+class PodRecord:
+    """A pod as a restarted daemon needs it. ``infra_id`` is empty until the pod's network namespace is made."""
+
+    status: PodStatus
+    infra_id: str = ""
+    infra_pid: int = 0
+    verdict: str = ""  # a phase that stands whatever the containers do ("Failed")
+    grace_s: float | None = None
+    version: int = _VERSION
+
+
+def save(folder: Path, record: PodRecord) -> None:
+    """Replace the file atomically. It survives the daemon's death; a power cut ends the pod as well."""
+    fresh = folder / f"{_NAME}.new"
+    fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    with open(fd, "w") as file:
+        file.write(make_converter().dumps(record))
+    fresh.replace(folder / _NAME)
+
+
+def load(folder: Path) -> PodRecord | None:
+    """The record in a pod's folder; none if there is none, or if it is not ours to read."""
+    try:
+        text = (folder / _NAME).read_text()
+        record = make_converter().loads(text, PodRecord)
+    except (OSError, ValueError, BaseValidationError, KeyError, TypeError):
+        return None
+    return record if record.version == _VERSION else None

@@ -1,0 +1,149 @@
+"""Calls of libcrun, each in a forked child that ends after it (``create`` changes its caller for good)."""
+
+import contextlib
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable
+from typing import NamedTuple
+
+from machineplane.linux import libc
+from machineplane.runtime import cgroups
+from machineplane.runtime.crun.binding import Context, LibcrunError, Library
+from machineplane.runtime.shim import rootfs
+from machineplane.runtime.shim.wire import Message
+
+_MAX_ERROR = 600
+"""Characters of an error, so that an answer is written to its pipe in one piece (PIPE_BUF, 4096 bytes of JSON escapes)."""
+
+_HIGHEST_FD = 2**31 - 1
+_RESET_SIGNALS = (
+    signal.SIGCHLD,
+    signal.SIGTERM,
+    signal.SIGINT,
+    signal.SIGHUP,
+    signal.SIGPIPE,
+    signal.SIGXFSZ,
+)
+
+
+class Tools(NamedTuple):
+    """What every call needs: the library, how control groups are had, and libcrun's state directory for this pod."""
+
+    library: Library
+    groups: cgroups.Cgroups
+    state_root: str
+
+    def context(self, container_id: str, bundle: str = "") -> Context:
+        """A context for one call about one container."""
+        context = Context(
+            self.library.version,
+            state_root=self.state_root,
+            container_id=container_id,
+            bundle=bundle,
+            pid_file=os.path.join(bundle, "pid") if bundle else "",
+        )
+        return context.without_cgroups() if self.groups.mode == "none" else context
+
+
+class Stdio(NamedTuple):
+    """Descriptors that a container's first process gets as 0, 1 and 2."""
+
+    stdin: int
+    stdout: int
+    stderr: int
+
+
+class Call(NamedTuple):
+    """A running child; its result comes as one JSON object on ``result_fd``, which then ends."""
+
+    pid: int
+    result_fd: int
+
+
+def fork_call(action: Callable[[], Message], stdio: Stdio | None = None) -> Call:
+    """Run ``action`` in a child with no descriptors but 0, 1, 2 (``stdio``, else /dev/null) and the result's."""
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        _child(action, stdio, writer)
+    os.close(writer)
+    os.set_blocking(reader, False)
+    return Call(pid, reader)
+
+
+def _child(action: Callable[[], Message], stdio: Stdio | None, writer: int) -> None:
+    status = 1
+    try:
+        _settle(stdio, writer)
+        os.write(writer, json.dumps(_outcome(action)).encode())
+        status = 0
+    finally:
+        os._exit(status)
+
+
+def _settle(stdio: Stdio | None, writer: int) -> None:
+    """Signals as a fresh program expects them (they pass into the container), and no descriptor to inherit."""
+    signal.set_wakeup_fd(-1)
+    for number in _RESET_SIGNALS:
+        signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    null = os.open(os.devnull, os.O_RDWR)
+    for target, source in enumerate(stdio or (null, null, null)):
+        os.dup2(source, target)
+    os.closerange(3, writer)
+    os.closerange(writer + 1, _HIGHEST_FD)
+
+
+def _outcome(action: Callable[[], Message]) -> Message:
+    try:
+        return {"ok": True, **action()}
+    except (LibcrunError, rootfs.RootError) as error:
+        return {"ok": False, "error": str(error)[:_MAX_ERROR]}
+    except OSError as error:
+        text = f"{error.strerror}: {error.filename}" if error.filename else str(error)
+        return {"ok": False, "error": text[:_MAX_ERROR]}
+
+
+def create(tools: Tools, container_id: str, bundle: str, layers: list[str]) -> Message:
+    """Mount the root file system and create the container; answers its first process's id."""
+    with open(os.path.join(bundle, "config.json"), "rb") as file:
+        configuration = file.read()
+    root = os.path.join(bundle, "rootfs")
+    rootfs.mount_overlay(layers, bundle)
+    try:
+        os.chdir(bundle)
+        tools.library.create(tools.context(container_id, bundle), configuration)
+        with open(os.path.join(bundle, "pid")) as file:
+            pid = int(file.read())
+        rootfs.check_cwd(pid, json.loads(configuration)["process"]["cwd"])
+    except (LibcrunError, rootfs.RootError, OSError):
+        with contextlib.suppress(LibcrunError):
+            tools.library.delete(tools.context(container_id), container_id)
+        with contextlib.suppress(OSError):
+            libc.umount(root, libc.MNT_DETACH)
+        raise
+    return {"pid": pid}
+
+
+def start(tools: Tools, container_id: str) -> Message:
+    """Let a created container run."""
+    tools.library.start(tools.context(container_id), container_id)
+    return {}
+
+
+def delete(tools: Tools, container_id: str, bundle: str, cgroup: str) -> Message:
+    """Remove a container that has ended: libcrun's state, its control groups, its root file system's mount."""
+    with contextlib.suppress(LibcrunError):  # its state may be gone already; what matters is checked below
+        tools.library.delete(tools.context(container_id), container_id)
+    with contextlib.suppress(OSError):
+        libc.umount(os.path.join(bundle, "rootfs"), libc.MNT_DETACH)
+    if cgroup and not cgroups.remove(tools.groups, cgroup):
+        return {"left": cgroup}
+    return {}
+
+
+def report_crash(text: str) -> None:
+    """One line on the shim's own log."""
+    print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,59 @@
+"""What a shim knows of its containers, and the file in which it keeps it."""
+
+import json
+import os
+import time
+from typing import Any, NamedTuple
+
+
+def now_ms() -> int:
+    """Wall clock, milliseconds since the epoch."""
+    return time.time_ns() // 1_000_000
+
+
+def process_start(pid: int) -> int:
+    """When a process started, in clock ticks since boot (field 22 of /proc/<pid>/stat); 0 if there is none.
+
+    With the process id it names one process for as long as the machine is up.
+    """
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return int(file.read().rpartition(b")")[2].split()[19])
+    except (OSError, ValueError, IndexError):
+        return 0
+
+
+class Container(NamedTuple):
+    """One container. Times are ms since the epoch, 0 for not yet; ``status`` is created, running or exited."""
+
+    id: str
+    name: str
+    attempt: int
+    status: str
+    pid: int
+    pid_start: int
+    bundle: str
+    log: str
+    cgroup: str
+    created_at: int
+    started_at: int = 0
+    finished_at: int = 0
+    exit_code: int = 0
+    oom: bool = False
+
+    def as_json(self) -> dict[str, Any]:
+        """For messages and the state file."""
+        return self._asdict()
+
+
+def save(path: str, containers: list[Container]) -> None:
+    """Replace the state file atomically."""
+    state = {
+        "version": 1,
+        "pid": os.getpid(),
+        "pid_start": process_start(os.getpid()),
+        "containers": [container.as_json() for container in containers],
+    }
+    with open(f"{path}.new", "w") as file:
+        json.dump(state, file)
+    os.replace(f"{path}.new", path)

@@ -1,0 +1,221 @@
+"""The zygote: a small single-threaded process, started before the daemon makes threads, that forks one shim per pod.
+
+``python -m machineplane.runtime.zygote <socket fd> [<libcrun path> <version>]``. It lives in a mount namespace of its own
+with control groups prepared, holds libcrun loaded, and ends when the daemon's end of its socket closes. Shims go on.
+
+Requests: ``shim`` (uid, pod_dir, socket) → pid; ``sweep`` (processes, cgroup, paths) removes what a dead shim left.
+"""
+
+import contextlib
+import gc
+import os
+import select
+import signal
+import socket
+import sys
+import time
+
+from machineplane.linux import libc
+from machineplane.runtime import cgroups
+from machineplane.runtime.crun.binding import LibcrunError, Library
+from machineplane.runtime.shim import calls
+from machineplane.runtime.shim.server import Shim
+from machineplane.runtime.shim.state import process_start
+from machineplane.runtime.shim.wire import MAX_MESSAGE, Message, WireError, decode, encode
+
+BACKLOG = 8
+SWEEP_TIMEOUT_S = 5.0
+"""How long killed processes have to go before a sweep says what is left."""
+
+
+class Zygote:
+    """The loop of the zygote process."""
+
+    def __init__(self, control: socket.socket, library: Library | None, groups: cgroups.Cgroups) -> None:
+        self._control = control
+        self._library = library
+        self._groups = groups
+
+    def run(self) -> None:
+        """Serve until the daemon is gone."""
+        while True:
+            select.select([self._control], [], [])
+            try:
+                raw = self._control.recv(MAX_MESSAGE + 1)
+                request = decode(raw) if raw else None
+            except (OSError, WireError):
+                request = None
+            _reap()
+            if request is None:
+                return
+            self._answer(request)
+
+    def _answer(self, request: Message) -> None:
+        try:
+            if request["op"] == "sweep":
+                self._sweep_in_child(request)
+                return
+            answer: Message = {"ok": True, "pid": self._shim(request)}
+        except (KeyError, TypeError, ValueError) as error:
+            answer = {"ok": False, "error": f"malformed request: {error!r}"}
+        except OSError as error:
+            answer = {"ok": False, "error": str(error)}
+        self._reply(request, answer)
+
+    def _reply(self, request: Message, answer: Message) -> None:
+        with contextlib.suppress(OSError):
+            self._control.send(encode({"id": request.get("id"), **answer}))
+
+    # -- shims
+
+    def _shim(self, request: Message) -> int:
+        if self._library is None:
+            raise OSError("libcrun is not loaded")
+        path = str(request["socket"])
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+            listener.bind(path)
+            listener.listen(BACKLOG)
+            pid = os.fork()
+            if pid == 0:
+                self._become_shim(listener, str(request["pod_dir"]))
+            return pid
+
+    def _become_shim(self, listener: socket.socket, pod_dir: str) -> None:
+        """In the child: own session, mount namespace and log; then serve. Never returns."""
+        assert self._library is not None
+        status = 1
+        try:
+            self._control.close()
+            os.setsid()
+            os.chdir("/")
+            _own_output(os.path.join(pod_dir, "shim.log"))
+            _name("magik-shim")
+            libc.prctl(libc.PR_SET_CHILD_SUBREAPER, 1)
+            libc.unshare(libc.CLONE_NEWNS)
+            libc.mount("none", "/", "", libc.MS_REC | libc.MS_SLAVE)
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+                signal.signal(number, signal.SIG_IGN)  # it ends by `shutdown` only
+            tools = calls.Tools(self._library, self._groups, os.path.join(pod_dir, "crun"))
+            Shim(listener, pod_dir, tools).run()
+            status = 0
+        finally:
+            if status:
+                sys.excepthook(*sys.exc_info())
+                sys.stderr.flush()
+            os._exit(status)
+
+    # -- what dead shims leave
+
+    def _sweep_in_child(self, request: Message) -> None:
+        if os.fork():
+            return
+        answer: Message = {"ok": False, "error": "the sweep failed"}
+        try:
+            answer = {"ok": True, "left": self._sweep(request)}
+        finally:
+            self._reply(request, answer)
+            os._exit(0)
+
+    def _sweep(self, request: Message) -> list[str]:
+        group = str(request["cgroup"])
+        known = {int(pid): int(start) for pid, start in request["processes"]}
+        deadline = time.monotonic() + SWEEP_TIMEOUT_S
+        targets: set[int] = set()
+        while time.monotonic() < deadline:
+            alive = {
+                pid
+                for pid, start in known.items()
+                if start and process_start(pid) == start and not _dead(pid)
+            }
+            targets = alive | cgroups.members(self._groups, group)
+            for pid in targets:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            if not targets and cgroups.remove(self._groups, group):
+                return []
+            time.sleep(0.02)
+        return [*sorted(f"process {pid}" for pid in targets), f"cgroup {group}"]
+
+
+def _dead(pid: int) -> bool:
+    """Whether a process has ended and only waits to be reaped."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return file.read().rpartition(b")")[2].split()[0] in (b"Z", b"X")
+    except OSError:
+        return True
+
+
+def _reap() -> None:
+    with contextlib.suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+
+
+def _name(text: str) -> None:
+    with open("/proc/self/comm", "w") as file:
+        file.write(text)
+
+
+def _own_output(path: str) -> None:
+    null = os.open(os.devnull, os.O_RDONLY)
+    log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    for source, target in ((null, 0), (log, 1), (log, 2)):
+        os.dup2(source, target)
+    os.close(null)
+    os.close(log)
+
+
+def _load(arguments: list[str]) -> tuple[Library | None, str]:
+    """The library, or why it cannot be loaded.
+
+    Comes before all else: libcrun's constructor runs this very program once more from a sealed copy in memory, so that
+    no container can write to it through /proc/<pid>/exe (CVE-2019-5736).
+    """
+    if not arguments:
+        return None, ""
+    path, version = arguments
+    try:
+        return Library(path, tuple(int(part) for part in version.split("."))), ""
+    except (OSError, LibcrunError) as problem:
+        return None, str(problem)
+
+
+def _prepare() -> tuple[cgroups.Cgroups, str]:
+    """Own mount namespace and control groups; and what went wrong with them."""
+    try:
+        libc.unshare(libc.CLONE_NEWNS)
+        libc.mount("none", "/", "", libc.MS_REC | libc.MS_SLAVE)
+        return cgroups.prepare(), ""
+    except OSError as problem:
+        return cgroups.Cgroups(
+            "none", ""
+        ), f"no mount namespace can be made ({problem.strerror}); is this root?"
+
+
+def main() -> None:
+    """Entry of the process."""
+    library, load_error = _load(sys.argv[2:])
+    control = socket.socket(fileno=int(sys.argv[1]))
+    control.set_inheritable(False)
+    _name("magik-zygote")
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # the terminal's ^C is for the daemon, whose end ends this process
+    groups, error = _prepare()
+    hello: Message = {
+        "event": "hello",
+        "cgroups": groups.mode,
+        "cgroups_reason": groups.reason,
+        "error": error or load_error,
+    }
+    control.send(encode(hello))
+    gc.collect()
+    gc.freeze()  # what is there now stays shared between all shims
+    Zygote(control, library, groups).run()
+
+
+if __name__ == "__main__":
+    main()

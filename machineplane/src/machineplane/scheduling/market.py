@@ -1,0 +1,419 @@
+"""The I/O around auctions: tenders and bids on the wire, signed, checked for freshness, and handed to the machines.
+
+What decides is in `magik_proto.auction` (owner) and `magik_proto.bidder`. Here are the mesh's handlers, the timers and one
+task per auction. Whatever comes from a peer is checked in this order: well-formed, signed by whom it names, that member's
+role, fresh and not seen before; the first check that fails answers the peer and is logged, and nothing else happens.
+"""
+
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from typing import TypeVar
+from uuid import UUID, uuid4
+
+import structlog
+import trio
+from attrs import frozen
+
+from magik_mesh import Call, CallRefused, MeshError, Node, RpcFailed, Verdict
+from magik_proto import auction as a
+from magik_proto import bidder as b
+from magik_proto.awards import open_award, seal_workload
+from magik_proto.errors import RemoteProtocolError
+from magik_proto.identity import Identity, PeerId, SealingKey
+from magik_proto.messages import (
+    FABRIC_TOPIC,
+    Award,
+    Bid,
+    Disposal,
+    Event,
+    EventType,
+    Requirements,
+    Tender,
+    decode_as,
+    decode_message,
+    encode_message,
+)
+from magik_proto.records import Workload
+from magik_proto.replay import ReplayFilter
+from magik_proto.rpc import AWARD, BID, EVENT
+from magik_proto.signing import new_nonce, sign, verify
+
+DECLINE = "/magik/decline/1.0.0"
+
+CALL_TIMEOUT_S = 5.0  # as the auction's award time-out: an answer later than that is of no use
+INBOX = 256  # events of one auction waiting to be taken in; at the limit the peers' calls wait
+_REASON_MAX = 512  # characters of an event's reason; longer ones are cut
+
+Checked = Tender | Bid | Award | Event | Disposal
+M = TypeVar("M", Bid, Award, Event)
+Deploy = Callable[[Award, Workload, bytes], Awaitable[list[str]]]
+
+
+@frozen
+class Job:
+    """What is to be placed: a manifest's record, what one replica needs, how many, and where replicas run already."""
+
+    workload: Workload
+    requirements: Requirements
+    replicas: int
+    taken: Mapping[PeerId, int]
+    priority: int = 0
+    preemptible: bool = False
+
+
+class Market:
+    """This machine as an owner of tenders and as a bidder for those of others."""
+
+    def __init__(
+        self,
+        *,
+        node: Node,
+        identity: Identity,
+        sealing_key: SealingKey,
+        bidder: b.Bidder,
+        replay: ReplayFilter,
+        wall: Callable[[], int],
+        deploy: Deploy,
+        disposed: Callable[[Disposal], None],
+        nursery: trio.Nursery,
+    ) -> None:
+        self._node = node
+        self._identity = identity
+        self._sealing_key = sealing_key
+        self._bidder = bidder
+        self._replay = replay
+        self._wall = wall
+        self._deploy = deploy
+        self._disposed = disposed
+        self._nursery = nursery
+        self._auctions: dict[UUID, trio.MemorySendChannel[a.AuctionEvent]] = {}
+        self._promised_to: dict[UUID, PeerId] = {}
+        self._why_not: dict[UUID, tuple[str, ...]] = {}
+        self._bidder_moved = trio.Event()
+        self._log = structlog.get_logger(room="scheduling")
+        node.handle(BID, self._on_bid)
+        node.handle(AWARD, self._on_award)
+        node.handle(EVENT, self._on_event)
+        node.handle(DECLINE, self._on_decline)
+        node.subscribe(FABRIC_TOPIC, self._on_gossip)
+
+    # -- the owner's side
+
+    async def place(self, job: Job) -> a.Finished:
+        """Hold one auction and return when every replica is placed or given up."""
+        tender_id = uuid4()
+        auction = a.Auction(tender_id, job.replicas, taken=job.taken, expected_bidders=len(self._live()) + 1)
+        send, inbox = trio.open_memory_channel[a.AuctionEvent](INBOX)
+        self._auctions[tender_id] = send
+        try:
+            return await self._hold(auction, inbox, job)
+        finally:
+            del self._auctions[tender_id]
+            self._why_not.pop(tender_id, None)
+
+    async def _hold(
+        self, auction: a.Auction, inbox: trio.MemoryReceiveChannel[a.AuctionEvent], job: Job
+    ) -> a.Finished:
+        outputs = auction.receive(a.Start(), trio.current_time())
+        while True:
+            for output in outputs:
+                if isinstance(output, a.Finished):
+                    return self._explain(auction.tender_id, output)
+                await self._carry_out(output, auction.tender_id, job)
+            event: a.AuctionEvent | None = None
+            deadline = auction.next_timeout()
+            with trio.move_on_at(deadline if deadline is not None else trio.current_time()):
+                event = await inbox.receive()
+            now = trio.current_time()
+            outputs = auction.poll(now) if event is None else auction.receive(event, now)
+
+    def _explain(self, tender_id: UUID, finished: a.Finished) -> a.Finished:
+        """Where no machine made a bid, this machine's own reasons are the best that can be told."""
+        if not finished.unplaced or finished.reasons:
+            return finished
+        own = self._why_not.get(tender_id, ("not enough room here",))
+        reasons = ("no machine made a bid", f"this machine: {', '.join(own)}")
+        return a.Finished(finished.placed, finished.unplaced, reasons)
+
+    async def _carry_out(self, output: a.AuctionOutput, tender_id: UUID, job: Job) -> None:
+        match output:
+            case a.PublishTender(round, sample):
+                await self._publish_tender(tender_id, job, round, sample)
+            case a.SendAward(bid, replicas, ordinals):
+                self._start_award(tender_id, job.workload, bid, replicas, ordinals)
+            case a.DeclineBid(node=node):
+                self._nursery.start_soon(self._decline, node, tender_id)
+            case a.Surplus(node, pods):
+                self._log.info("surplus", node=str(node), pods=pods)  # the workload's actor retires them
+
+    async def _publish_tender(self, tender_id: UUID, job: Job, round: int, sample: int) -> None:
+        tender = Tender(
+            id=tender_id,
+            owner=self._identity.peer_id,
+            manifest_digest=job.workload.digest,
+            qos_preemptible=job.preemptible,
+            priority=job.priority,
+            requirements=job.requirements,
+            bid_sample=sample,
+            round=round,
+            timestamp=self._wall(),
+            nonce=new_nonce(),
+        )
+        tender = sign(tender, self._identity)
+        self._log.debug("tender", id=str(tender_id), resource=str(job.workload.resource), round=round)
+        await self._node.publish(FABRIC_TOPIC, encode_message(tender))
+        self._consider(tender)
+
+    def _start_award(
+        self, tender_id: UUID, workload: Workload, bid: Bid, replicas: int, ordinals: tuple[int, ...]
+    ) -> None:
+        try:
+            award = self._award(tender_id, workload, bid, replicas, ordinals)
+        except RemoteProtocolError as error:  # a sealing key to which nothing can be sealed
+            self._nursery.start_soon(self._tell, tender_id, a.AwardRefused(bid.node_id, str(error)))
+        else:
+            self._nursery.start_soon(self._send_award, award)
+
+    def _award(
+        self, tender_id: UUID, workload: Workload, bid: Bid, replicas: int, ordinals: tuple[int, ...]
+    ) -> Award:
+        return sign(
+            Award(
+                tender_id=tender_id,
+                owner_identity=self._identity.peer_id,
+                owner_pubkey=self._identity.peer_id.raw,
+                winner=bid.node_id,
+                resource=workload.resource,
+                uid=workload.uid,
+                generation=workload.generation,
+                replicas=replicas,
+                ordinals=tuple(ordinals),
+                manifest_digest=workload.digest,
+                sealed_manifest=seal_workload(workload, bid.sealing_key),
+                timestamp=self._wall(),
+                nonce=new_nonce(),
+            ),
+            self._identity,
+        )
+
+    async def _send_award(self, award: Award) -> None:
+        winner = award.winner
+        try:
+            if winner == self._identity.peer_id:
+                self._obey(award)
+            else:
+                await self._node.call(winner, AWARD, encode_message(award), timeout=CALL_TIMEOUT_S)
+            event: a.AuctionEvent = a.AwardAccepted(winner)
+        except (CallRefused, RpcFailed) as error:
+            event = a.AwardRefused(winner, str(error))
+        except MeshError as error:
+            event = a.AwardUnreachable(winner, str(error))
+        await self._tell(award.tender_id, event)
+
+    async def _decline(self, node: PeerId, tender_id: UUID) -> None:
+        if node == self._identity.peer_id:
+            self._bidder_takes(b.BidDeclined(tender_id))
+            return
+        try:
+            await self._node.call(node, DECLINE, tender_id.bytes, timeout=CALL_TIMEOUT_S)
+        except MeshError as error:
+            self._log.debug("decline-lost", node=str(node), error=str(error))  # it times out by itself
+
+    async def _tell(self, tender_id: UUID, event: a.AuctionEvent) -> None:
+        """Hand an event to its auction; one that is over needs none."""
+        inbox = self._auctions.get(tender_id)
+        if inbox is not None:
+            await inbox.send(event)
+
+    def peer_gone(self, peer: PeerId) -> None:
+        """A machine left the fabric: no auction waits for it, no promise to it is kept."""
+        for inbox in self._auctions.values():
+            try:
+                inbox.send_nowait(a.BidderGone(peer))
+            except trio.WouldBlock:
+                self._log.warning("auction-busy", peer=str(peer))  # its award times out instead
+        self._bidder_takes(b.OwnerGone(peer))
+
+    async def dispose(self, disposal: Disposal) -> None:
+        """Tell the fabric that a workload is deleted. ``disposal`` is signed here."""
+        await self._node.publish(FABRIC_TOPIC, encode_message(disposal))
+
+    # -- the bidder's side
+
+    async def run(self) -> None:
+        """The bidder's timer; until cancelled."""
+        while True:
+            moved = self._bidder_moved = trio.Event()
+            deadline = self._bidder.next_timeout()
+            with trio.move_on_at(deadline if deadline is not None else float("inf")):
+                await moved.wait()
+            self._after(self._bidder.poll(trio.current_time()))
+
+    def capacity_changed(self, event: b.CapacityChanged | b.FactsChanged) -> None:
+        """What runs here, or what this machine is, has changed."""
+        self._bidder_takes(event)
+
+    def _consider(self, tender: Tender) -> None:
+        self._bidder_takes(b.TenderSeen(tender, len(self._live()) + 1))
+
+    def _bidder_takes(self, event: b.BidderEvent) -> list[b.BidderOutput]:
+        outputs = self._bidder.receive(event, trio.current_time())
+        self._after(outputs)
+        self._bidder_moved.set()
+        return outputs
+
+    def _after(self, outputs: Iterable[b.BidderOutput]) -> None:
+        for output in outputs:
+            match output:
+                case b.MakeBid():
+                    self._promised_to[output.tender_id] = output.owner
+                    self._nursery.start_soon(self._send_bid, output)
+                case b.NoBid(tender_id, reasons):
+                    if tender_id in self._auctions:
+                        self._why_not[tender_id] = reasons
+                    self._log.debug("no-bid", tender=str(tender_id), reasons=reasons)
+                case b.Release(tender_id, reason):
+                    self._promised_to.pop(tender_id, None)
+                    self._log.debug("released", tender=str(tender_id), reason=reason)
+
+    async def _send_bid(self, offer: b.MakeBid) -> None:
+        bid = sign(
+            Bid(
+                tender_id=offer.tender_id,
+                node_id=self._identity.peer_id,
+                score=offer.score.total,
+                resource_fit_score=offer.score.resource_fit,
+                network_locality_score=offer.score.network_locality,
+                slots=offer.slots,
+                sealing_key=self._sealing_key.public,
+                timestamp=self._wall(),
+                nonce=new_nonce(),
+            ),
+            self._identity,
+        )
+        if offer.owner == self._identity.peer_id:
+            await self._tell(offer.tender_id, a.BidReceived(bid))
+            return
+        try:
+            await self._node.call(offer.owner, BID, encode_message(bid), timeout=CALL_TIMEOUT_S)
+        except MeshError as error:
+            self._log.info("bid-lost", owner=str(offer.owner), error=str(error))
+
+    def _obey(self, award: Award) -> None:
+        """Start to deploy what we bid for; raises CallRefused with the reason not to."""
+        try:
+            workload = open_award(award, self._sealing_key)
+        except RemoteProtocolError as error:
+            raise CallRefused(error.rule, error.detail) from error
+        for output in self._bidder_takes(b.AwardReceived(award)):
+            match output:
+                case b.Deploy():
+                    self._promised_to.pop(award.tender_id, None)
+                    self._nursery.start_soon(self._carry_award, award, workload)
+                    return
+                case b.AwardRepeated():
+                    return
+                case b.RefuseAward(reason=reason):
+                    raise CallRefused(reason)
+        raise CallRefused("award.no-bid")
+
+    async def _carry_award(self, award: Award, workload: Workload) -> None:
+        """Deploy and report; whatever goes wrong with the deployment is the event's reason."""
+        try:
+            pods = await self._deploy(award, workload, encode_message(award))
+        except DeployFailed as error:
+            self._bidder_takes(b.DeployFailed(award.tender_id, str(error)))
+            await self._report(award, EventType.Failed, str(error), ())
+        else:
+            self._bidder_takes(b.Deployed(award.tender_id))
+            await self._report(award, EventType.Deployed, "", tuple(pods))
+
+    async def _report(self, award: Award, kind: EventType, reason: str, pods: tuple[str, ...]) -> None:
+        text = "".join(c if c.isprintable() else " " for c in reason)[:_REASON_MAX]
+        event = sign(
+            Event(
+                tender_id=award.tender_id,
+                node_id=self._identity.peer_id,
+                event_type=kind,
+                reason=text,
+                pods=pods,
+                timestamp=self._wall(),
+                nonce=new_nonce(),
+            ),
+            self._identity,
+        )
+        if award.owner_identity == self._identity.peer_id:
+            await self._tell(award.tender_id, a.EventReceived(event))
+            return
+        try:
+            await self._node.call(award.owner_identity, EVENT, encode_message(event), timeout=CALL_TIMEOUT_S)
+        except MeshError as error:
+            self._log.info("event-lost", owner=str(award.owner_identity), error=str(error))
+
+    # -- what comes from peers
+
+    def _live(self) -> list[PeerId]:
+        return [info.id for info in self._node.peers() if info.connected]
+
+    def _checked(self, cls: type[M], call: Call, role: str) -> M:
+        """The call's message if it is the caller's own, well-formed, signed, allowed and fresh; else CallRefused."""
+        try:
+            message = decode_as(cls, call.body if isinstance(call.body, bytes) else b"")
+            self._check(message, call.roles, role)
+        except RemoteProtocolError as error:
+            raise CallRefused(error.rule, error.detail) from error
+        if message.signer != call.peer:
+            raise CallRefused("message.not-the-sender", f"signed by {message.signer}, sent by {call.peer}")
+        return message
+
+    def _check(self, message: Checked, roles: frozenset[str], role: str) -> None:
+        verify(message)
+        if role not in roles:
+            raise RemoteProtocolError("membership.role", f"{message.signer} has no role {role!r}")
+        self._replay.check(message.signer, message.replay_id, message.nonce, message.timestamp, self._wall())
+
+    async def _on_bid(self, call: Call) -> object:
+        bid = self._checked(Bid, call, "run")
+        await self._tell(bid.tender_id, a.BidReceived(bid))
+        return {}
+
+    async def _on_award(self, call: Call) -> object:
+        self._obey(self._checked(Award, call, "submit"))
+        return {}
+
+    async def _on_event(self, call: Call) -> object:
+        event = self._checked(Event, call, "run")
+        await self._tell(event.tender_id, a.EventReceived(event))
+        return {}
+
+    async def _on_decline(self, call: Call) -> object:
+        if not isinstance(call.body, bytes) or len(call.body) != 16:
+            raise CallRefused("decline.body", "a tender id of 16 bytes is expected")
+        tender_id = UUID(bytes=call.body)
+        if self._promised_to.get(tender_id) == call.peer:
+            self._bidder_takes(b.BidDeclined(tender_id))
+        return {}
+
+    async def _on_gossip(self, sender: PeerId, payload: bytes) -> Verdict:
+        try:
+            message = decode_message(payload)
+            if not isinstance(message, Tender | Disposal):
+                return Verdict.REJECT
+            roles = self._node.roles(message.signer)
+            if roles is None:
+                return (
+                    Verdict.IGNORE
+                )  # its membership has not reached us: no reason to blame who passed it on
+            self._check(message, roles, "submit")
+        except RemoteProtocolError as error:
+            self._log.info("gossip-refused", sender=str(sender), rule=error.rule, detail=error.detail)
+            return Verdict.IGNORE if error.rule.startswith(("freshness", "replay")) else Verdict.REJECT
+        match message:
+            case Tender():
+                self._consider(message)
+            case Disposal():
+                self._disposed(message)
+        return Verdict.ACCEPT
+
+
+class DeployFailed(Exception):
+    """Raised by the ``deploy`` that the market is given: the award could not be carried out, and why."""

@@ -1,0 +1,195 @@
+"""Who acts for a workload, and what the one that acts does; on a fake clock, with tenders that are answered by the test."""
+
+from uuid import uuid4
+
+import pytest
+import trio
+from fabric_support import FakeMachine, Wall, bare_pod, deployment, identity, mirror, new_view, record
+from trio.testing import wait_all_tasks_blocked
+
+from machineplane.fabric.events import Events
+from machineplane.fabric.guardian import Guardian, Outcome, actor, guardians
+from machineplane.fabric.holdings import Holdings
+from machineplane.fabric.manifests import Manifest
+from magik_proto.identity import PeerId
+from magik_proto.records import Workload
+
+PEERS = [identity(n).peer_id for n in range(1, 9)]
+
+
+def test_all_machines_agree_on_the_guardians_whatever_order_they_know_each_other_in() -> None:
+    uid = uuid4()
+    assert guardians(uid, PEERS) == guardians(uid, reversed(PEERS))
+    assert len(set(guardians(uid, PEERS))) == 3
+
+
+def test_a_guardian_that_leaves_changes_no_other_guardian() -> None:
+    uid = uuid4()
+    first, *rest = guardians(uid, PEERS)
+    assert guardians(uid, [p for p in PEERS if p != first])[:2] == rest
+
+
+def test_the_author_acts_while_it_lives_then_the_closest() -> None:
+    workload = record(deployment(), identity(1))
+    assert actor(workload, PEERS) == identity(1).peer_id
+    others = [p for p in PEERS if p != identity(1).peer_id]
+    assert actor(workload, others) == guardians(workload.uid, others)[0]
+
+
+class World:
+    """One guardian on a machine of its own, and a fabric that answers tenders as the test wants."""
+
+    def __init__(self) -> None:
+        wall = Wall()
+        self.machine = FakeMachine(1, wall)
+        self.other = FakeMachine(2, wall)
+        self.alive: list[PeerId] = [self.machine.id, self.other.id]
+        self.view = new_view(self.machine.id, wall)
+        self.holdings = Holdings()
+        self.tenders: list[tuple[str, int]] = []
+        self.retired: list[str] = []
+        self.disposed: list[Workload] = []
+        self.places = True
+        self.events = Events(self.machine.table, wall, "m1")
+        self.guardian = Guardian(
+            view=self.view,
+            table=self.machine.table,
+            holdings=self.holdings,
+            events=self.events,
+            alive=lambda: tuple(self.alive),
+            settle=self.settle,
+            tender=self.tender,
+            retire=self.retire,
+            dispose=self.dispose,
+        )
+        self.view.on_change = lambda group: self.guardian.wake(group.partition("/")[2])
+        self.machine.table.on_change(lambda entry: mirror(self.view, self.machine))
+
+    async def settle(self) -> None:
+        mirror(self.view, self.other)
+
+    async def tender(self, manifest: Manifest, replicas: int, taken: dict[PeerId, int]) -> Outcome:
+        self.tenders.append((manifest.record.resource.name, replicas))
+        await trio.sleep(0.25)
+        if not self.places:
+            return Outcome({}, replicas, ("no machine made a bid",))
+        for _ in range(replicas):
+            self.other.run(manifest.record, f"p{uuid4().hex[:6]}")
+        return Outcome({self.other.id: replicas}, 0, ())
+
+    async def retire(self, peer: PeerId, pod: str) -> None:
+        self.retired.append(pod)
+        self.other.table.remove(("pod", pod))
+
+    async def dispose(self, workload: Workload) -> None:
+        self.disposed.append(workload)
+
+
+@pytest.fixture
+def world() -> World:
+    return World()
+
+
+async def test_what_is_missing_is_tendered_once(world: World, autojump_clock: trio.testing.MockClock) -> None:
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(world.guardian.run)
+        world.guardian.hold(record(deployment(), world.machine.identity))
+        await trio.sleep(60)
+        assert world.tenders == [("web", 3)]
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_lost_replica_comes_back(world: World, autojump_clock: trio.testing.MockClock) -> None:
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(world.guardian.run)
+        world.guardian.hold(record(deployment(), world.machine.identity))
+        await trio.sleep(2)
+        lost = world.other.table.entries("pod")
+        world.other.table.remove(next(iter(lost)).key)
+        mirror(world.view, world.other)
+        await trio.sleep(2)
+        assert world.tenders == [("web", 3), ("web", 1)]
+        nursery.cancel_scope.cancel()
+
+
+async def test_what_cannot_be_placed_is_tried_again_with_growing_pauses_and_said(
+    world: World, autojump_clock: trio.testing.MockClock
+) -> None:
+    world.places = False
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(world.guardian.run)
+        world.guardian.hold(record(deployment(), world.machine.identity))
+        await trio.sleep(60)
+        assert 10 <= len(world.tenders) <= 20
+        shown = world.view.rendered["Deployment", "default", "web"]["status"]["conditions"]
+        assert any(c["reason"] == "FailedScheduling" for c in shown)
+        world.places = True
+        await trio.sleep(10)
+        shown = world.view.rendered["Deployment", "default", "web"]["status"]["conditions"]
+        assert not any(c["reason"] == "FailedScheduling" for c in shown)
+        nursery.cancel_scope.cancel()
+
+
+async def test_scaling_down_retires(world: World, autojump_clock: trio.testing.MockClock) -> None:
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(world.guardian.run)
+        workload = record(deployment(), world.machine.identity)
+        world.guardian.hold(workload)
+        await trio.sleep(2)
+        smaller = record(
+            deployment(replicas=1), world.machine.identity, uid=workload.uid, generation=2, stamp=9
+        )
+        world.guardian.hold(smaller)
+        await trio.sleep(2)
+        assert len(world.retired) == 2
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_manifest_of_a_dead_author_is_acted_for_by_its_guardian(
+    world: World, autojump_clock: trio.testing.MockClock
+) -> None:
+    """The other machine made it, and dies: this one is the only machine left, hence its guardian."""
+    workload = record(deployment(), world.other.identity)
+    world.other.hold(workload)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(world.guardian.run)
+        mirror(world.view, world.other)
+        await trio.sleep(2)
+        assert world.holdings.get(workload.uid) == workload
+        assert world.tenders == []
+        world.alive = [world.machine.id]
+        world.guardian.wake_all()
+        await trio.sleep(2)
+        assert world.tenders == [("web", 3)]
+        nursery.cancel_scope.cancel()
+
+
+async def test_the_younger_of_two_namesakes_is_disposed_of(
+    world: World, autojump_clock: trio.testing.MockClock
+) -> None:
+    older = record(
+        bare_pod() | {"metadata": {**bare_pod()["metadata"], "creationTimestamp": "A"}}, world.other.identity
+    )
+    younger = record(
+        bare_pod() | {"metadata": {**bare_pod()["metadata"], "creationTimestamp": "B"}},
+        world.machine.identity,
+    )
+    world.other.hold(older)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(world.guardian.run)
+        mirror(world.view, world.other)
+        world.guardian.hold(younger)
+        await trio.sleep(2)
+        assert younger in world.disposed and older not in world.disposed
+        nursery.cancel_scope.cancel()
+
+
+async def test_what_runs_no_pods_is_held_and_not_tendered(world: World) -> None:
+    namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "team"}}
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(world.guardian.run)
+        world.guardian.hold(record(namespace, world.machine.identity))
+        await wait_all_tasks_blocked()
+        assert world.tenders == []
+        assert ("Namespace", "", "team") in world.view.rendered
+        nursery.cancel_scope.cancel()

@@ -1,0 +1,55 @@
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from machineplane.runtime.images.cli import image
+from machineplane.runtime.images.make import main, make_image
+
+pytestmark = pytest.mark.root
+
+
+def run(state: Path, *words: str, stdin: bytes = b"") -> Any:
+    return CliRunner().invoke(image, [*words, "--state-dir", str(state)], input=io.BytesIO(stdin))
+
+
+def test_import_list_remove_prune(tmp_path: Path) -> None:
+    archive, state = tmp_path / "a.tar", tmp_path / "state"
+    make_image(archive, ref="localhost/a", files={"a": (b"x" * 9000, 0o644)})
+    imported = run(state, "import", str(archive))
+    assert imported.output.startswith("localhost/a:latest sha256:")
+    assert run(state, "import", "-", "--ref", "busybox", stdin=archive.read_bytes()).exit_code == 0
+    heads, *rows = run(state, "ls").output.splitlines()
+    assert heads.split() == ["REFERENCE", "DIGEST", "ARCHITECTURE", "CREATED", "SIZE"]
+    assert [row.split()[0] for row in rows] == ["docker.io/library/busybox:latest", "localhost/a:latest"]
+    assert run(state, "rm", "busybox", "localhost/a").output == "removed busybox\nremoved localhost/a\n"
+    freed = run(state, "prune").output
+    assert freed.startswith("freed ") and freed != "freed 0 B\n"
+    assert (state / "images").is_dir()
+    assert len(run(state, "ls").output.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["import", "/no/such/file"], "Error: /no/such/file cannot be read (No such file or directory)"),
+        (
+            ["rm", "busybox"],
+            "Error: image docker.io/library/busybox:latest is not on this machine: import it",
+        ),
+        (["import", "/dev/null", "--ref", "Bad"], "Error: image reference 'Bad' has upper-case letters"),
+    ],
+)
+def test_errors_are_one_line(tmp_path: Path, words: list[str], said: str) -> None:
+    result = run(tmp_path, *words)
+    assert result.exit_code == 1
+    assert result.output.startswith(said)
+    assert len(result.output.splitlines()) == 1
+
+
+def test_make_busybox(tmp_path: Path) -> None:
+    result = CliRunner().invoke(main, ["busybox", str(tmp_path / "out.tar")])
+    assert result.exit_code == 0, result.output
+    assert run(tmp_path, "import", str(tmp_path / "out.tar")).output.startswith("localhost/busybox:latest")
