@@ -109,7 +109,7 @@ class Lab:
 
     def get(self, machine: str, *arguments: str) -> list[dict[str, Any]]:
         found = json.loads(self.kubectl(machine, "get", *arguments, "-o", "json"))
-        items = found["items"] if "items" in found else [found]
+        items = found.get("items", [found])
         assert isinstance(items, list)
         return items
 

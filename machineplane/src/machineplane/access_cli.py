@@ -8,9 +8,9 @@ import click
 
 from machineplane.cli_types import PeerType
 from machineplane.config import API_TLS_PORT
-from machineplane.keys import write_secret
 from machineplane.kubeapi.auth import kubeconfig as render_kubeconfig
 from machineplane.kubeapi.auth import load_credentials
+from machineplane.linux.files import replace_file
 from magik_proto.credentials import ALL_ROLES
 from magik_proto.errors import ProtocolError
 from magik_proto.identity import BootstrapPeer, Identity
@@ -48,7 +48,7 @@ def init(out: Path) -> None:
         raise click.ClickException(f"{out} exists already: a root key is never overwritten")
     with RootKey.generate() as root:
         try:
-            write_secret(out, root.seed().hex().encode() + b"\n")
+            replace_file(out, root.seed().hex().encode() + b"\n")
         except OSError as error:
             raise click.ClickException(f"{out}: {error.strerror}") from error
         click.echo(f"{root.peer_id}")

@@ -37,11 +37,12 @@ from machineplane.fabric.pods import DeployError, PodKeeper
 from machineplane.fabric.remote import LogQuery, LogUnavailable, Remote
 from machineplane.fabric.table import Table
 from machineplane.fabric.view import View
-from machineplane.keys import Credentials, KeyFileError, load_credentials, write_secret
+from machineplane.keys import Credentials, KeyFileError, load_credentials
 from machineplane.kubeapi.auth import load_credentials as load_api_credentials
 from machineplane.kubeapi.errors import PortTaken
 from machineplane.kubeapi.server import ApiAddresses, ApiConfig, serve_api
 from machineplane.linux.addresses import own_addresses
+from machineplane.linux.files import replace_file
 from machineplane.podnet import PodNetConfig, PodNetworkError, open_pod_network
 from machineplane.runtime import (
     EngineStatus,
@@ -288,7 +289,7 @@ class Machine:
             "http": api.http,
             "node_name": self.config.node_name,
         }
-        write_secret(self.config.ready_file, json.dumps(ready).encode() + b"\n")
+        replace_file(self.config.ready_file, json.dumps(ready).encode() + b"\n")
         if self.credentials.policy.open:
             self.log.warning("open-fabric", advice="any machine with a key is let in: for trials only")
         self.log.info("ready", **{k: v for k, v in ready.items() if k != "pid"}, version=__version__)

@@ -193,10 +193,10 @@ class FabricBackend:
         if dry_run:
             return {**obj, "metadata": {**metadata, "resourceVersion": str(stamp)}}
         try:
-            self._guardian.hold(sign(record, self._identity))
+            self._guardian.take(record := sign(record, self._identity))
         except HoldingsFull as error:
             raise ApiError.unavailable(str(error)) from error
-        await self._remote.spread(sign(record, self._identity))
+        await self._remote.spread(record)
         return self._find(kind, metadata.get("namespace"), metadata["name"]) or obj
 
     def _refuse_unplaceable(self, kind: Kind, record: Workload) -> None:

@@ -5,7 +5,6 @@
 <state-dir>/keys/fabric-root   only where this machine founded the fabric: to be moved away by its operator
 """
 
-import os
 from pathlib import Path
 from typing import TypeVar
 
@@ -13,6 +12,7 @@ import structlog
 from attrs import evolve, frozen
 
 from machineplane.config import Config, ConfigError
+from machineplane.linux.files import replace_file
 from magik_proto.errors import ProtocolError
 from magik_proto.identity import BootstrapPeer, Identity, PeerId, SealingKey
 from magik_proto.invites import Invite, RootKey
@@ -36,18 +36,6 @@ class Credentials:
     bootstrap_peers: tuple[BootstrapPeer, ...]
 
 
-def write_secret(path: Path, data: bytes) -> None:
-    """Replace a file atomically by one that only its owner may read."""
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-
-
 def load_credentials(config: Config, now_ms: int) -> Credentials:
     """Keys from the state directory, made where they are not there yet; and the membership, by the order of `_membership`.
 
@@ -66,7 +54,8 @@ def _key(cls: type[K], path: Path | None) -> K:
         return cls.generate()
     try:
         if not path.exists():
-            write_secret(path, cls.generate().seed().hex().encode() + b"\n")
+            _make_directory(path.parent)
+            replace_file(path, cls.generate().seed().hex().encode() + b"\n")
         return cls.from_seed(bytes.fromhex(path.read_text().strip()))
     except OSError as error:
         raise KeyFileError(
@@ -135,8 +124,13 @@ def _found(config: Config, keys: Path, own: Credentials, now_ms: int) -> Credent
 
 def _write(path: Path, data: bytes) -> None:
     try:
-        write_secret(path, data)
+        _make_directory(path.parent)
+        replace_file(path, data)
     except OSError as error:
         raise KeyFileError(
             f"{path}: {error.strerror}: give --state-dir a directory that this user may write"
         ) from error
+
+
+def _make_directory(path: Path) -> None:
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)

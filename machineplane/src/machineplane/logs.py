@@ -12,6 +12,8 @@ def configure(log_format: str, level: str) -> None:
     renderer: structlog.typing.Processor = (
         structlog.processors.JSONRenderer() if as_json else structlog.dev.ConsoleRenderer()
     )
+    # The QUIC core reports what peers send wrongly as warnings; what matters of it the mesh says itself.
+    logging.getLogger("quic").setLevel(logging.ERROR)
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,

@@ -4,11 +4,12 @@ from uuid import uuid4
 
 import pytest
 import trio
+import trio.lowlevel
 from fabric_support import FakeMachine, Wall, bare_pod, deployment, identity, mirror, new_view, record
 from trio.testing import wait_all_tasks_blocked
 
 from machineplane.fabric.events import Events
-from machineplane.fabric.guardian import Guardian, Outcome, actor, guardians
+from machineplane.fabric.guardian import START_GRACE_S, Guardian, Outcome, actor, guardians
 from machineplane.fabric.holdings import Holdings
 from machineplane.fabric.manifests import Manifest
 from magik_proto.identity import PeerId
@@ -93,7 +94,7 @@ def world() -> World:
 async def test_what_is_missing_is_tendered_once(world: World, autojump_clock: trio.testing.MockClock) -> None:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(world.guardian.run)
-        world.guardian.hold(record(deployment(), world.machine.identity))
+        world.guardian.take(record(deployment(), world.machine.identity))
         await trio.sleep(60)
         assert world.tenders == [("web", 3)]
         nursery.cancel_scope.cancel()
@@ -102,7 +103,7 @@ async def test_what_is_missing_is_tendered_once(world: World, autojump_clock: tr
 async def test_a_lost_replica_comes_back(world: World, autojump_clock: trio.testing.MockClock) -> None:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(world.guardian.run)
-        world.guardian.hold(record(deployment(), world.machine.identity))
+        world.guardian.take(record(deployment(), world.machine.identity))
         await trio.sleep(2)
         lost = world.other.table.entries("pod")
         world.other.table.remove(next(iter(lost)).key)
@@ -118,7 +119,7 @@ async def test_what_cannot_be_placed_is_tried_again_with_growing_pauses_and_said
     world.places = False
     async with trio.open_nursery() as nursery:
         nursery.start_soon(world.guardian.run)
-        world.guardian.hold(record(deployment(), world.machine.identity))
+        world.guardian.take(record(deployment(), world.machine.identity))
         await trio.sleep(60)
         assert 10 <= len(world.tenders) <= 20
         shown = world.view.rendered["Deployment", "default", "web"]["status"]["conditions"]
@@ -134,7 +135,7 @@ async def test_scaling_down_retires(world: World, autojump_clock: trio.testing.M
     async with trio.open_nursery() as nursery:
         nursery.start_soon(world.guardian.run)
         workload = record(deployment(), world.machine.identity)
-        world.guardian.hold(workload)
+        world.guardian.take(workload)
         await trio.sleep(2)
         smaller = record(
             deployment(replicas=1), world.machine.identity, uid=workload.uid, generation=2, stamp=9
@@ -154,13 +155,31 @@ async def test_a_manifest_of_a_dead_author_is_acted_for_by_its_guardian(
     async with trio.open_nursery() as nursery:
         nursery.start_soon(world.guardian.run)
         mirror(world.view, world.other)
-        await trio.sleep(2)
+        await trio.sleep(START_GRACE_S + 1)
         assert world.holdings.get(workload.uid) == workload
         assert world.tenders == []
         world.alive = [world.machine.id]
         world.guardian.wake_all()
         await trio.sleep(2)
         assert world.tenders == [("web", 3)]
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_daemon_that_comes_back_first_looks_what_others_run(
+    world: World, autojump_clock: trio.testing.MockClock
+) -> None:
+    """It is the author, and adopted nothing: before it knows the others' pods it must not tender anew."""
+    workload = record(deployment(), world.machine.identity)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(world.guardian.run)
+        await trio.lowlevel.checkpoint()
+        world.guardian.hold(workload)
+        await trio.sleep(START_GRACE_S / 2)
+        for uid in ("p1", "p2", "p3"):
+            world.other.run(workload, uid)
+        mirror(world.view, world.other)
+        await trio.sleep(60)
+        assert world.tenders == []
         nursery.cancel_scope.cancel()
 
 
@@ -178,7 +197,7 @@ async def test_the_younger_of_two_namesakes_is_disposed_of(
     async with trio.open_nursery() as nursery:
         nursery.start_soon(world.guardian.run)
         mirror(world.view, world.other)
-        world.guardian.hold(younger)
+        world.guardian.take(younger)
         await trio.sleep(2)
         assert younger in world.disposed and older not in world.disposed
         nursery.cancel_scope.cancel()
@@ -188,7 +207,7 @@ async def test_what_runs_no_pods_is_held_and_not_tendered(world: World) -> None:
     namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "team"}}
     async with trio.open_nursery() as nursery:
         nursery.start_soon(world.guardian.run)
-        world.guardian.hold(record(namespace, world.machine.identity))
+        world.guardian.take(record(namespace, world.machine.identity))
         await wait_all_tasks_blocked()
         assert world.tenders == []
         assert ("Namespace", "", "team") in world.view.rendered

@@ -1,4 +1,4 @@
-"""A faulty member: whatever stands in its table, the view refuses it by an error of its own or shows something; it never breaks."""
+"""A faulty member: whatever stands in its table, the view refuses it by an error of its own or shows something."""
 
 import copy
 import json

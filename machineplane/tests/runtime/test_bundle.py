@@ -1,5 +1,6 @@
 """From spec to OCI configuration."""
 
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
@@ -39,7 +40,7 @@ def configure(pod, image=None, **context):
     [("500m", "0.5"), ("1", "1"), ("64Mi", str(64 << 20)), ("1e3", "1000"), ("1.5G", "1500000000")],
 )
 def test_quantities(text, value):
-    assert str(quantity(text, "x").normalize()) == str(type(quantity(text, "x"))(value).normalize())
+    assert quantity(text, "x") == Fraction(value)
 
 
 @pytest.mark.parametrize("text", ["", "x", "1Q", "-1", "1 Mi", "NaN", "1e999", True])

@@ -30,6 +30,9 @@ from magik_proto.records import Workload
 GUARDIANS = 3  # guess: as many as replicas of a state that must outlive two machines at once
 RETRY_MIN_S, RETRY_MAX_S = 0.2, 5.0  # protocol.md, Healing
 LOOK_AGAIN_S = 30.0  # protocol.md, replica check
+# A daemon that has just started does not know yet what others run: for so long it acts only for what its own API
+# takes in, and for nothing that it found. A guess: several times what joining a fabric takes.
+START_GRACE_S = 8.0
 
 
 @frozen
@@ -90,7 +93,15 @@ class Guardian:
         self._acting: dict[UUID, trio.Event] = {}
         self._dirty: set[str] = set()
         self._woken = trio.Event()
+        self._made_here: set[UUID] = set()
+        self._started = float("inf")  # until `run`
         self._log = structlog.get_logger(room="fabric")
+
+    def take(self, workload: Workload) -> None:
+        """Guard a manifest that was made here and now. Raises HoldingsFull."""
+        if self._holdings.get(workload.uid) is None:
+            self._made_here.add(workload.uid)
+        self.hold(workload)
 
     def hold(self, workload: Workload) -> bool:
         """Guard a manifest from now on; False if it is no news. Raises HoldingsFull."""
@@ -112,7 +123,9 @@ class Guardian:
 
     async def run(self) -> None:
         """Until cancelled."""
+        self._started = trio.current_time()
         async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._look_after_start)
             while True:
                 with trio.move_on_after(LOOK_AGAIN_S) as scope:
                     await self._woken.wait()
@@ -122,6 +135,10 @@ class Guardian:
                 dirty, self._dirty = sorted(self._dirty), set()
                 for uid in dirty:
                     self._look(UUID(uid), nursery)
+
+    async def _look_after_start(self) -> None:
+        await trio.sleep_until(self._started + START_GRACE_S)
+        self.wake_all()
 
     def _look(self, uid: UUID, nursery: trio.Nursery) -> None:
         manifest = self._view.manifest(str(uid))
@@ -155,6 +172,9 @@ class Guardian:
         return any(p.node == self._view.own for p in self._view.pods_of(str(uid)))
 
     def _acts(self, workload: Workload) -> bool:
+        young = trio.current_time() < self._started + START_GRACE_S
+        if young and workload.uid not in self._made_here:
+            return False
         return actor(workload, self._alive()) == self._view.own
 
     async def _act(self, uid: UUID) -> None:
@@ -170,6 +190,7 @@ class Guardian:
                     if not done:
                         await trio.sleep(delay)
         finally:
+            self._made_here.discard(uid)
             del self._acting[uid]
             self._table.remove(("placement", str(uid)))
 

@@ -8,9 +8,7 @@ the server certificate is made anew when it lacks a name or nears its end.
 
 import base64
 import ipaddress
-import os
 import secrets
-import tempfile
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -22,6 +20,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from machineplane.linux.files import replace_file
 
 CA_LIFE: Final = timedelta(days=3650)
 SERVER_LIFE: Final = timedelta(days=825)
@@ -92,27 +92,11 @@ def _base64(data: bytes) -> str:
     return base64.b64encode(data).decode("ascii")
 
 
-def write_atomically(path: Path, data: bytes, mode: int = 0o600) -> None:
-    """Write a file so that others see the old one or the new one, never a part; with ``mode`` from the
-    start."""
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            os.fchmod(file.fileno(), mode)
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
 def _token(path: Path) -> str:
     if path.exists() and (text := path.read_text("ascii").strip()):
         return text
     token = secrets.token_urlsafe(32)
-    write_atomically(path, f"{token}\n".encode())
+    replace_file(path, f"{token}\n".encode())
     return token
 
 
@@ -126,7 +110,7 @@ def _key(path: Path) -> ec.EllipticCurvePrivateKey:
     pem = key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
-    write_atomically(path, pem)
+    replace_file(path, pem)
     return key
 
 
@@ -163,7 +147,7 @@ def _authority(path: Path, key: ec.EllipticCurvePrivateKey, now: datetime) -> x5
         .add_extension(identifier, critical=False)
         .sign(key, hashes.SHA256())
     )
-    write_atomically(path, certificate.public_bytes(serialization.Encoding.PEM), 0o644)
+    replace_file(path, certificate.public_bytes(serialization.Encoding.PEM), 0o644)
     return certificate
 
 
@@ -188,7 +172,7 @@ def _server(
         .add_extension(authority, critical=False)
         .sign(ca_key, hashes.SHA256())
     )
-    write_atomically(path, certificate.public_bytes(serialization.Encoding.PEM), 0o644)
+    replace_file(path, certificate.public_bytes(serialization.Encoding.PEM), 0o644)
 
 
 def _builder(

@@ -3,9 +3,10 @@
 from collections.abc import Mapping
 from typing import Any, Final
 
+from machineplane.quantities import BadQuantity, parse_quantity
+
 from .names import label_problem, subdomain_problem
 from .problems import Problems
-from .quantities import BadQuantity, parse_quantity
 
 Object = Mapping[str, Any]
 

@@ -13,9 +13,10 @@ from typing import Any, Final
 
 from attrs import define, field
 
+from machineplane.quantities import BadQuantity, parse_quantity
+
 from .errors import ApiError
 from .fields import Schema, Type, schema
-from .quantities import BadQuantity, parse_quantity
 
 #: How deep objects may nest; the deepest real type (a Deployment's projected volumes) needs 12.
 MAX_DEPTH: Final = 64

@@ -1,7 +1,6 @@
 """Starting a machine's daemon and knowing when it serves."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -15,6 +14,7 @@ from machineplane.lab import processes
 from machineplane.lab.errors import LabError
 from machineplane.lab.plan import API_PORT, MESH_PORT, cgroup_parent
 from machineplane.lab.state import DaemonRecord, LabDir, MachineState
+from machineplane.linux.files import replace_file
 
 RUN_DIR = "/run/magik"
 STATE_DIR = "/var/lib/magik"
@@ -102,7 +102,7 @@ def is_alive(record: DaemonRecord | None) -> bool:
 def start(lab: LabDir, machine: str, init: int, words: Sequence[str], invite: str) -> DaemonRecord:
     """Start a daemon inside the machine (blocking); it lives on by itself."""
     (lab.run_dir(machine) / READY_FILE).unlink(missing_ok=True)
-    _write_secret(lab.run_dir(machine) / INVITE_FILE, invite)
+    replace_file(lab.run_dir(machine) / INVITE_FILE, invite.encode() + b"\n")
     log = lab.log(machine)
     if log.exists() and log.stat().st_size > LOG_LIMIT:
         log.replace(log.with_suffix(".log.1"))
@@ -116,12 +116,6 @@ def start(lab: LabDir, machine: str, init: int, words: Sequence[str], invite: st
     if process is None:
         raise LabError(ended_early(lab, machine))
     return DaemonRecord(process.pid, process.started)
-
-
-def _write_secret(path: Path, text: str) -> None:
-    path.unlink(missing_ok=True)
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        file.write(text + "\n")
 
 
 async def wait_ready(lab: LabDir, machine: str, record: DaemonRecord, limit: float) -> Ready:

@@ -17,8 +17,9 @@ from attrs import evolve, frozen
 
 from machineplane.lab import daemons, machines, membership, network, plan, processes
 from machineplane.lab.errors import LabError
-from machineplane.lab.state import LABS, LabDir, LabState, MachineState, lab_names, locked, write_atomically
+from machineplane.lab.state import LABS, LabDir, LabState, MachineState, lab_names, locked
 from machineplane.linux import nft
+from machineplane.linux.files import replace_file
 
 # Each daemon's start is half a second to two of processor time: more at a time only delays the first.
 STARTS_AT_A_TIME = 2
@@ -129,7 +130,7 @@ def _make_outside() -> None:
     for path in made:
         Path(path).mkdir(parents=True, mode=0o755)
     if made:
-        write_atomically(LABS / _MADE_FILE, json.dumps(sorted({*made, *_made_outside()})))
+        replace_file(LABS / _MADE_FILE, json.dumps(sorted({*made, *_made_outside()})).encode())
 
 
 def _made_outside() -> list[str]:

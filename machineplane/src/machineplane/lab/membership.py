@@ -6,14 +6,14 @@ import time
 from pathlib import Path
 
 from machineplane.lab.errors import LabError
-from machineplane.lab.state import write_atomically
+from machineplane.linux.files import replace_file
 from magik_proto.membership import RootKey
 
 
 def make_root(path: Path) -> None:
     """A root key for a new fabric, its seed written to ``path`` as hex for the owner's eyes only."""
     with RootKey.generate() as root:
-        write_atomically(path, root.seed().hex() + "\n", mode=0o600)
+        replace_file(path, root.seed().hex().encode() + b"\n")
 
 
 def invite(path: Path) -> str:

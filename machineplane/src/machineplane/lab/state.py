@@ -15,7 +15,6 @@ import fcntl
 import json
 import os
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,6 +26,7 @@ from attrs import evolve, frozen
 
 from machineplane.lab.errors import LabError, NoSuchLab
 from machineplane.lab.plan import check_machine
+from machineplane.linux.files import replace_file
 
 LABS = Path("/var/lib/magik-lab")
 
@@ -126,7 +126,7 @@ class LabDir:
 
     def save(self, state: LabState) -> None:
         """Replace the lab's state atomically."""
-        write_atomically(self.path / "lab.json", json.dumps(_unstructure(state), indent=1) + "\n")
+        replace_file(self.path / "lab.json", json.dumps(_unstructure(state), indent=1).encode() + b"\n")
 
     def make_machine(self, name: str) -> None:
         """Make a machine's directories, and empty what a machine loses when its power fails."""
@@ -140,15 +140,6 @@ def lab_names(labs: Path = LABS) -> list[str]:
     if not labs.is_dir():
         return []
     return sorted(entry.name for entry in labs.iterdir() if entry.is_dir())
-
-
-def write_atomically(path: Path, text: str, mode: int = 0o600) -> None:
-    """Write ``text`` so that a reader sees the old file or the new one, never half of it."""
-    fd, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    with os.fdopen(fd, "w") as file:
-        file.write(text)
-    os.chmod(temporary, mode)
-    os.replace(temporary, path)
 
 
 @contextmanager

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
-from machineplane.lab import daemons, machines, processes
-from machineplane.lab.plan import MESH_PORT
+from machineplane.lab import daemons, processes
+from machineplane.lab.plan import MESH_PORT, netns_name
 from machineplane.lab.state import LabDir, LabState, MachineState
 
 _COLUMNS = ("NAME", "STATE", "IDENTITY", "MESH", "API", "PID", "NETNS")
@@ -27,7 +27,7 @@ def describe_machine(state: LabState, machine: MachineState) -> dict[str, Any]:
         "mesh": f"{machine.address}:{MESH_PORT}",
         "api": daemons.api_url(machine),
         "pid": machine.daemon.pid if machine.daemon and alive else None,
-        "netns": str(machines.netns_path(state.name, machine.name)),
+        "netns": netns_name(state.name, machine.name),
     }
 
 

@@ -150,11 +150,11 @@ def _over(book: PodBook, container: str, attempt: int) -> bool:
     return status.restarts != attempt or status.state != "running"
 
 
-async def read_logs(book: PodBook, container: str, options: LogOptions) -> AsyncIterator[bytes]:
+def read_logs(book: PodBook, container: str, options: LogOptions) -> AsyncIterator[bytes]:
     """The output of one run of a container as chunks of lines; with ``follow`` until that run has ended.
 
     Raises:
-        LogsUnavailable: no such container, or no log.
+        LogsUnavailable: at once: no such container, or no log.
     """
     attempt = _attempt(book, container, options)
     reader = LogReader(log_path(book.folder, container, attempt))
@@ -163,6 +163,12 @@ async def read_logs(book: PodBook, container: str, options: LogOptions) -> Async
     except FileNotFoundError as error:
         reason = f"container {container} of pod {book.status.name} has no log yet"
         raise LogsUnavailable(reason) from error
+    return _read(book, container, options, attempt, reader)
+
+
+async def _read(
+    book: PodBook, container: str, options: LogOptions, attempt: int, reader: LogReader
+) -> AsyncIterator[bytes]:
     since = now_ms() - int(options.since_s * 1000) if options.since_s is not None else 0
     left = options.limit_bytes if options.limit_bytes is not None else 2 * MAX_FILE * 1024
     try:

@@ -151,8 +151,8 @@ class Runtime:
         """A container's output, as chunks of whole lines.
 
         Raises:
-            PodNotFound: at once.
-            LogsUnavailable: when read: no such container, or it has no log.
+            PodNotFound: there is no such pod here.
+            LogsUnavailable: no such container, or it has no log.
         """
         return read_logs(self._worker(uid).book, container, options or LogOptions())
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
-from machineplane.quantities import parse_bytes, parse_millis
+from machineplane.quantities import byte_count, millicores
 from magik_proto.errors import InvalidField
 from magik_proto.identity import PeerId
 from magik_proto.messages import Expression, Requirements, SelectorTerm, Toleration
@@ -71,7 +71,7 @@ def _request(container: Mapping[str, Any], resource: Resource, default: int) -> 
     if text is None:
         return default
     try:
-        return parse_millis(text) if resource == "cpu" else parse_bytes(text)
+        return millicores(text) if resource == "cpu" else byte_count(text)
     except ValueError as error:
         raise RequirementsError(
             f"container {container.get('name')}: resources {resource}: {error}"

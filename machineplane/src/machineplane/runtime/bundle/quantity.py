@@ -1,17 +1,12 @@
-"""Kubernetes' quantities (``500m``, ``64Mi``, ``1e3``) as exact numbers, and the resources made of them."""
+"""A container's ``resources`` as OCI's ``linux.resources``."""
 
-import re
+import math
 from collections.abc import Mapping
-from decimal import Decimal
+from fractions import Fraction
 from typing import Any
 
+from machineplane.quantities import BadQuantity, parse_quantity
 from machineplane.runtime.errors import PodSpecError
-
-_QUANTITY = re.compile(
-    r"([+-]?[0-9]+(?:\.[0-9]*)?|[+-]?\.[0-9]+)(?:([eE][+-]?[0-9]{1,2})|([numkMGTPE]|[KMGTPE]i))?"
-)
-_DECIMAL = {"n": -9, "u": -6, "m": -3, "k": 3, "M": 6, "G": 9, "T": 12, "P": 15, "E": 18}
-_BINARY = {"Ki": 10, "Mi": 20, "Gi": 30, "Ti": 40, "Pi": 50, "Ei": 60}
 
 CPU_PERIOD_US = 100_000  # Kubernetes' and the kernel's default
 _MIN_QUOTA_US = 1_000  # the kernel takes no less
@@ -19,22 +14,16 @@ _MIN_SHARES, _MAX_SHARES = 2, 262_144  # the kernel's bounds
 _MAX_BYTES = 1 << 62
 
 
-def quantity(value: object, where: str) -> Decimal:
+def quantity(value: object, where: str) -> Fraction:
     """The number that a quantity says; negative ones are refused.
 
     Raises:
         PodSpecError: it is none; ``where`` names the field.
     """
-    match = _QUANTITY.fullmatch(str(value).strip())
-    if match is None or isinstance(value, bool):
-        raise PodSpecError(f"{where}: {str(value)[:40]!r} is not a quantity such as 500m or 64Mi")
-    number = Decimal(match[1])
-    if match[2]:
-        number = number.scaleb(int(match[2][1:]))
-    if match[3]:
-        number = (
-            number * (1 << _BINARY[match[3]]) if match[3] in _BINARY else number.scaleb(_DECIMAL[match[3]])
-        )
+    try:
+        number = parse_quantity(value)
+    except BadQuantity as error:
+        raise PodSpecError(f"{where}: {str(value)[:40]!r} is not a quantity such as 500m or 64Mi") from error
     if number < 0:
         raise PodSpecError(f"{where}: {value} is negative")
     return number
@@ -42,7 +31,7 @@ def quantity(value: object, where: str) -> Decimal:
 
 def byte_count(value: object, where: str) -> int:
     """A quantity in whole bytes, rounded up and bounded by what the kernel takes."""
-    return min(int(quantity(value, where).to_integral_value(rounding="ROUND_CEILING")), _MAX_BYTES)
+    return min(math.ceil(quantity(value, where)), _MAX_BYTES)
 
 
 def linux_resources(resources: Mapping[str, Any], pids_limit: int, where: str) -> dict[str, Any]:

@@ -33,20 +33,6 @@ def private_directory(parent: Path) -> Iterator[Path]:
         shutil.rmtree(path)
 
 
-def replace_file(path: Path, data: bytes) -> None:
-    """Write ``data`` as ``path``: readers and a power cut see the old content or the new, nothing between."""
-    fd, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with open(fd, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(fd)
-        os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
-        raise
-
-
 def flush_file_system(path: Path) -> None:
     """``syncfs(2)``: what was written on this file system is on the disk before it is renamed into place."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from attrs import asdict, frozen
 
-from machineplane.runtime.images.disk import locked, replace_file
+from machineplane.linux.files import replace_file
+from machineplane.runtime.images.disk import locked
 from machineplane.runtime.images.documents import encode
 from machineplane.runtime.images.errors import ImageNotFound, StoreDamaged
 from machineplane.runtime.images.model import ImageInfo

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from machineplane.kubeapi.quantities import BadQuantity, byte_count, millicores, parse_quantity
+from machineplane.quantities import BadQuantity, byte_count, millicores, parse_quantity
 
 
 @pytest.mark.parametrize(
