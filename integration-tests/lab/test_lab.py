@@ -50,7 +50,7 @@ def test_up_reports_every_machine_and_down_leaves_nothing(computer: Any) -> None
         assert computer.python(_ASK.format(address=host)) == f"m{index}"
         assert computer.run("readlink", f"/proc/{machine['pid']}/ns/net").stdout != ""
         inode = computer.run(
-            "stat", "-L", "-c", "%i", machine["netns"], f"/proc/{machine['pid']}/ns/net"
+            "stat", "-L", "-c", "%i", f"/run/netns/{machine['netns']}", f"/proc/{machine['pid']}/ns/net"
         ).stdout
         assert len(set(inode.split())) == 1
     assert all(during[kind] != before[kind] for kind in before if kind != "rules")

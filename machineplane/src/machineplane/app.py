@@ -12,6 +12,7 @@ import json
 import os
 import random
 import signal
+import tempfile
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -24,7 +25,7 @@ from attrs import evolve
 
 from machineplane import __version__
 from machineplane.backend import FabricBackend
-from machineplane.config import Config, ConfigError, default_node_name, pod_subnet
+from machineplane.config import Config, default_node_name, pod_subnet
 from machineplane.fabric.disposals import Disposals
 from machineplane.fabric.events import Events
 from machineplane.fabric.follow import Follower
@@ -43,9 +44,12 @@ from machineplane.kubeapi.errors import PortTaken
 from machineplane.kubeapi.server import ApiAddresses, ApiConfig, serve_api
 from machineplane.linux.addresses import own_addresses
 from machineplane.linux.files import replace_file
+from machineplane.linux.nft import NftError
 from machineplane.podnet import PodNetConfig, PodNetworkError, open_pod_network
+from machineplane.privileges import missing_privileges
 from machineplane.runtime import (
     EngineStatus,
+    ImageError,
     LogOptions,
     PodError,
     PodGone,
@@ -59,8 +63,8 @@ from machineplane.runtime import (
 )
 from machineplane.scheduling.capacity import architecture, read_capacity
 from machineplane.scheduling.market import DeployFailed, Job, Market
-from machineplane.scheduling.requirements import RequirementsError, requirements_of
-from magik_mesh import MeshError, Node, NodeConfig, PeerDown, open_node
+from machineplane.scheduling.requirements import RequirementsError, priority_of, requirements_of
+from magik_mesh import MeshError, Node, NodeConfig, PeerDown, Timings, open_node
 from magik_proto import bidder
 from magik_proto.clock import HybridClock
 from magik_proto.identity import PeerId, format_address
@@ -84,14 +88,11 @@ def wall_ms() -> int:
 
 def run(config: Config) -> int:
     """Run the daemon until SIGTERM or SIGINT; returns the exit status. Raises ConfigError or DaemonError."""
+    _require_privileges()
     try:
-        for directory in (config.state_dir, config.run_dir):
-            directory.mkdir(parents=True, exist_ok=True)
+        _make_directories(config)
+        config.ready_file.unlink(missing_ok=True)  # of an earlier daemon: this one is not ready yet
         credentials = load_credentials(config, wall_ms())
-    except OSError as error:
-        raise DaemonError(
-            f"{error.filename}: {error.strerror}: give --state-dir and --run-dir that can be written"
-        ) from error
     except KeyFileError as error:
         raise DaemonError(str(error)) from error
     peer = credentials.identity.peer_id
@@ -111,9 +112,32 @@ def run(config: Config) -> int:
         # Before Trio: the helper must come from a process that has one thread.
         with start_zygote() as zygote:
             trio.run(_serve, config, credentials, runtime_config, zygote)
-    except* (PortTaken, MeshError, PodNetworkError, RuntimeFault, ConfigError) as group:
+    except* (PortTaken, MeshError, PodNetworkError, NftError, ImageError, RuntimeFault, DaemonError) as group:
         raise DaemonError(_first(group)) from group
     return 0
+
+
+def _require_privileges() -> None:
+    """Refuse before anything is made: half a machine, with files of another user, helps nobody."""
+    lacking = missing_privileges()
+    if lacking:
+        raise DaemonError(
+            f"this process lacks {' and '.join(lacking)}: a machine makes links, namespaces and mounts for its "
+            "pods: run it as root"
+        )
+
+
+def _make_directories(config: Config) -> None:
+    """All that is looked after here lies below these two, so what cannot be written there is found out now."""
+    for option, directory in (("--state-dir", config.state_dir), ("--run-dir", config.run_dir)):
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=directory):
+                pass
+        except OSError as error:
+            raise DaemonError(
+                f"{option} {directory}: {error.strerror}: give a directory that this user may write"
+            ) from error
 
 
 def is_any(host: str) -> bool:
@@ -137,7 +161,19 @@ def _first(group: BaseExceptionGroup[Exception]) -> str:
 async def _serve(
     config: Config, credentials: Credentials, runtime_config: RuntimeConfig, zygote: Zygote
 ) -> None:
-    """Open what the daemon stands on, join the rooms, and wait for a signal."""
+    """Run the machine until a signal, which may come while it is still starting."""
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_run_machine, config, credentials, runtime_config, zygote)
+            number = await anext(signals)
+            structlog.get_logger().info("stopping", signal=signal.Signals(number).name, note="pods run on")
+            nursery.cancel_scope.cancel()
+
+
+async def _run_machine(
+    config: Config, credentials: Credentials, runtime_config: RuntimeConfig, zygote: Zygote
+) -> None:
+    """Open what the daemon stands on, join the rooms, and go on until cancelled."""
     assert config.pod_subnet is not None
     async with AsyncExitStack() as stack:
         network = await stack.enter_async_context(open_pod_network(PodNetConfig(subnet=config.pod_subnet)))
@@ -147,9 +183,7 @@ async def _serve(
         # No await between these two: nothing is served before every room has registered its handlers.
         machine = Machine(config, credentials, runtime, node, nursery)
         await machine.start()
-        await _until_signalled()
-        structlog.get_logger().info("stopping", pods=len(runtime.pods()), note="pods run on")
-        nursery.cancel_scope.cancel()
+        await trio.sleep_forever()
 
 
 def _node_config(config: Config, credentials: Credentials) -> NodeConfig:
@@ -162,13 +196,8 @@ def _node_config(config: Config, credentials: Credentials) -> NodeConfig:
         bootstrap=credentials.bootstrap_peers,
         advertise=config.advertise,
         labels={"node": config.node_name},
+        timings=Timings(presence=config.dht_refresh_interval),
     )
-
-
-async def _until_signalled() -> None:
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        async for _ in signals:
-            return
 
 
 class Machine:
@@ -203,6 +232,7 @@ class Machine:
             events=self.events,
             own=own,
             node_name=config.node_name,
+            address=self.addresses[0],
             wall=wall_ms,
             nursery=nursery,
             rng=random.SystemRandom(),
@@ -268,7 +298,11 @@ class Machine:
 
     def _api_config(self) -> ApiConfig:
         names = (self.config.node_name, *self.addresses)
-        api = load_api_credentials(self.config.state_dir / "api", names)
+        directory = self.config.state_dir / "api"
+        try:
+            api = load_api_credentials(directory, names)
+        except (OSError, ValueError) as error:
+            raise DaemonError(f"{directory}: the API's keys cannot be used: {error}") from error
         return ApiConfig(
             http_port=self.config.rest_api_port,
             tls_host=self.config.rest_api_host,
@@ -386,6 +420,7 @@ class Machine:
             return None
         try:
             requirements_of(manifest.template["spec"], manifest.annotations, self.default_runtime)
+            priority_of(manifest.template["spec"])
         except RequirementsError as error:
             return str(error)
         return None
@@ -394,9 +429,10 @@ class Machine:
         spec = manifest.template["spec"]
         try:
             requirements = requirements_of(spec, manifest.annotations, self.default_runtime)
+            priority = priority_of(spec)
         except RequirementsError as error:
             return Outcome({}, replicas, (str(error),))
-        job = Job(manifest.record, requirements, replicas, taken, priority=int(spec.get("priority") or 0))
+        job = Job(manifest.record, requirements, replicas, taken, priority=priority)
         finished = await self.market.place(job)
         return Outcome(dict(finished.placed), finished.unplaced, finished.reasons)
 

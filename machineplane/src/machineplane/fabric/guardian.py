@@ -242,7 +242,9 @@ class Guardian:
 
     def _report(self, manifest: Manifest, outcome: Outcome) -> None:
         for peer, count in sorted(outcome.placed.items()):
-            text = f"{count} replica{'s' if count > 1 else ''} awarded to machine {peer}"
+            text = (
+                f"{count} replica{'s' if count > 1 else ''} awarded to machine {self._view.node_name(peer)}"
+            )
             self._events.record(manifest.obj, "Normal", "Scheduled", text)
         if outcome.unplaced:
             text = f"{outcome.unplaced} replicas not placed: {'; '.join(outcome.reasons) or 'no machine made a bid'}"

@@ -13,7 +13,7 @@ import structlog
 import trio
 from attrs import frozen
 
-from machineplane.fabric.events import Events
+from machineplane.fabric.events import Events, EventType
 from machineplane.fabric.manifests import Birth, Manifest, Object, pod_of
 from machineplane.fabric.objects import rfc3339
 from machineplane.fabric.table import Table
@@ -93,6 +93,7 @@ class PodKeeper:
         events: Events,
         own: PeerId,
         node_name: str,
+        address: str,
         wall: Callable[[], int],
         nursery: trio.Nursery,
         rng: random.Random,
@@ -102,12 +103,14 @@ class PodKeeper:
         self._events = events
         self._own = own
         self._node_name = node_name
+        self._address = address
         self._wall = wall
         self._nursery = nursery
         self._rng = rng
         self._pods: dict[str, tuple[Object, Attachment]] = {}
         self._stopping: dict[str, int] = {}
         self._settled: set[str] = set()
+        self._told: dict[str, dict[str, tuple[News, object]]] = {}  # by pod uid and container
         self._log = structlog.get_logger(room="fabric")
 
     def adopt(self) -> list[Workload]:
@@ -161,6 +164,7 @@ class PodKeeper:
         uid = pod["metadata"]["uid"]
         self._pods[uid] = (pod, attachment)
         self._put(uid, {"phase": "Pending", "conditions": [], "startTime": rfc3339(self._wall())})
+        self._events.record(pod, "Normal", "Scheduled", f"Awarded to machine {self._node_name}")
         state = await self._runtime.run_pod(pod, attachment.to_bytes(), engine=attachment.engine)
         self.report(state)
         if state.phase == "Failed":
@@ -169,13 +173,26 @@ class PodKeeper:
     def report(self, state: PodState) -> None:
         """The runtime says that a pod has changed."""
         if state.uid in self._pods:
-            self._put(state.uid, self._runtime.status(state))
+            status = self._runtime.status(state)
+            self._tell(self._pods[state.uid][0], status)
+            self._put(state.uid, status)
+
+    def _tell(self, pod: Object, status: Mapping[str, Any]) -> None:
+        """Events for what is new with the pod's containers since the last report."""
+        told = self._told.setdefault(pod["metadata"]["uid"], {})
+        for container in (*status.get("initContainerStatuses", ()), *status.get("containerStatuses", ())):
+            news = _news(container)
+            if news is None or told.get(container["name"]) == (news, container.get("restartCount")):
+                continue
+            told[container["name"]] = (news, container.get("restartCount"))
+            self._events.record(pod, *news)
 
     def gone(self, uid: str) -> None:
         """The runtime says that nothing is left of a pod."""
         self._pods.pop(uid, None)
         self._stopping.pop(uid, None)
         self._settled.discard(uid)
+        self._told.pop(uid, None)
         self._table.remove(("pod", uid))
 
     def stop(self, uid: str, grace_s: int | None = None) -> None:
@@ -216,11 +233,34 @@ class PodKeeper:
     def _put(self, uid: str, status: Mapping[str, Any]) -> None:
         obj, attachment = self._pods[uid]
         value = {
-            "json": canonical_json({**obj, "status": status}),
+            "json": canonical_json({**obj, "status": {**status, "hostIP": self._address}}),
             "workload": str(attachment.workload.uid),
             "template_hash": attachment.template_hash,
         }
         self._table.put(("pod", uid), value)
+
+
+News = tuple[EventType, str, str]
+
+
+def _news(container: Mapping[str, Any]) -> News | None:
+    """What the kubelet would record as an event of a container in this state; None where it would say nothing."""
+    name, state = container.get("name"), container.get("state") or {}
+    if "running" in state:
+        return ("Normal", "Started", f"Started container {name}")
+    waiting = state.get("waiting") or {}
+    if waiting.get("message"):
+        kind: EventType = "Warning"
+        reason = "BackOff" if waiting.get("reason") == "CrashLoopBackOff" else "Failed"
+        return (kind, reason, f"container {name}: {waiting['message']}")
+    ended = state.get("terminated") or {}
+    if ended.get("reason") not in (None, "Completed"):
+        return (
+            "Warning",
+            "Failed",
+            f"container {name} ended: {ended['reason']}, exit code {ended.get('exitCode')}",
+        )
+    return None
 
 
 class DeployError(Exception):

@@ -144,6 +144,13 @@ class View:
                     found.append(Placement(unplaced, tuple(map(str, reasons)), entry.stamp))
         return sorted(found, key=lambda p: p.stamp)
 
+    def node_name(self, peer: PeerId) -> str:
+        """What a machine calls itself; its identity where it has not said so."""
+        for (kind, _, name), obj in self.rendered.items():
+            if kind == "Node" and obj["metadata"].get("uid") == str(peer):
+                return name
+        return str(peer)
+
     def entries(self, kind: str) -> Iterable[tuple[PeerId, Entry]]:
         for peer, mirror in self.mirrors.items():
             for entry in mirror.entries.values():
