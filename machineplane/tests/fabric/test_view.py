@@ -154,3 +154,36 @@ def test_an_old_template_s_pods_show_as_a_replica_set_of_their_own(wall: Wall) -
     names = {key[2] for key in view.rendered if key[0] == "ReplicaSet"}
     assert names == {f"web-{Manifest.of(workload).template_hash}", "web-0123456789"}
     assert view.rendered["Deployment", "default", "web"]["status"]["updatedReplicas"] == 1
+
+
+def test_nothing_is_kept_of_what_is_gone(wall: Wall) -> None:
+    one = FakeMachine(1, wall)
+    view = new_view(FakeMachine(2, wall).id, wall)
+    for number in range(5):
+        workload = record(deployment(f"w{number}"), one.identity)
+        one.hold(workload)
+        one.run(workload, f"p{number}")
+        one.table.put(("placement", str(workload.uid)), {"unplaced": 1, "reasons": ["r"]})
+        mirror(view, one)
+        for entry in [
+            *one.table.entries("pod"),
+            *one.table.entries("workload"),
+            *one.table.entries("placement"),
+        ]:
+            one.table.remove(entry.key)
+        mirror(view, one)
+    kept = (view.pods, view.records, view.touched, view.rendered, view._groups, view._shown_by, view._names)
+    assert [len(table) for table in kept] == [0] * len(kept)
+    assert not view.mirrors[one.id].entries
+
+
+def test_one_malformed_entry_does_not_hide_the_others(wall: Wall) -> None:
+    one = FakeMachine(1, wall)
+    view = new_view(FakeMachine(2, wall).id, wall)
+    workload = record(deployment(), one.identity)
+    one.table.put(("pod", "bad"), {"json": b"[]"})
+    one.hold(workload)
+    one.run(workload, "p1")
+    with pytest.raises(ValueError, match="not a Kubernetes object"):
+        mirror(view, one)
+    assert ("Pod", "default", "web-p1") in view.rendered and ("Deployment", "default", "web") in view.rendered

@@ -16,6 +16,7 @@ from attrs import define, evolve, field, frozen
 from machineplane.fabric.manifests import Manifest, Object, check_metadata, check_template
 from machineplane.fabric.table import Delta, Entry, Key
 from magik_proto.clock import HybridClock
+from magik_proto.errors import RemoteProtocolError
 from magik_proto.identity import PeerId
 from magik_proto.messages import ResourceId, decode_as
 from magik_proto.records import Workload
@@ -178,11 +179,17 @@ class View:
             self._refresh(group)
 
     def _take(self, peer: PeerId, changed: list[Entry]) -> None:
+        """Index all entries, and only then complain of the first that is malformed: the others are good all the same."""
         groups: dict[str, None] = {}
+        problem: Exception | None = None
         for entry in changed:
-            for group in self._index(peer, entry):
-                groups[group] = None
+            try:
+                groups |= dict.fromkeys(self._index(peer, entry))
+            except (ValueError, RemoteProtocolError) as error:
+                problem = problem or error
         self.refresh(groups)
+        if problem is not None:
+            raise problem
 
     def _index(self, peer: PeerId, entry: Entry) -> list[str]:
         """Bring the indexes up to date; which groups of objects may look different now."""
@@ -193,7 +200,8 @@ class View:
             case "workload":
                 return [f"workload/{uid}" for uid in self._index_record(peer, ident, entry)]
             case "placement":
-                kind = "workload"
+                self._touch(ident, entry.stamp)
+                return [f"workload/{ident}"]
             case "node":
                 if entry.value is not None:
                     self.lost_nodes.pop(ident, None)
@@ -206,8 +214,14 @@ class View:
                 return []
             case _:
                 return []
-        self.touched[ident] = max(self.touched.get(ident, 0), entry.stamp)
         return [f"{kind}/{ident}"]
+
+    def _touch(self, uid: str, stamp: int) -> None:
+        """Remember when a workload's facts last changed, for as long as there are any."""
+        if uid in self.records or uid in self.pods:
+            self.touched[uid] = max(self.touched.get(uid, 0), stamp)
+        else:
+            self.touched.pop(uid, None)
 
     def _index_pod(self, peer: PeerId, uid: str, entry: Entry) -> list[str]:
         touched = []
@@ -221,28 +235,37 @@ class View:
             self.pods.setdefault(pod.workload, {})[peer, uid] = pod
             touched.append(pod.workload)
         for workload in touched:
-            self.touched[workload] = max(self.touched.get(workload, 0), entry.stamp)
+            self._touch(workload, entry.stamp)
         return list(dict.fromkeys(touched))
 
     def _index_record(self, peer: PeerId, uid: str, entry: Entry) -> list[str]:
         """The uid and its namesakes: which of them is shown may change with it."""
-        self.touched[uid] = max(self.touched.get(uid, 0), entry.stamp)
-        records = self.records.setdefault(uid, {})
-        old = records.pop(peer, None)
+        old = self.records.get(uid, {}).pop(peer, None)
+        resource = old.resource if old else None
         if entry.value is not None:
             record = workload_of(entry)
             if record.uid != UUID(uid):
                 raise ValueError(f"workload entry {uid} carries the record of {record.uid}")
             Manifest.of(record)  # what has not the shape of a manifest does not get in
-            records[peer] = record
-            self._names.setdefault(record.resource, set()).add(uid)
-            return sorted(self._names[record.resource])
-        if not records:
-            del self.records[uid]
-        namesakes = self._names.get(old.resource, {uid}) if old else {uid}
-        if not records:
-            namesakes.discard(uid)
-        return sorted({uid, *namesakes})
+            resource = record.resource
+            self.records.setdefault(uid, {})[peer] = record
+            self._names.setdefault(resource, set()).add(uid)
+        if not self.records.get(uid):
+            self.records.pop(uid, None)
+        self._touch(uid, entry.stamp)
+        return [uid, *self._namesakes(uid, resource)]
+
+    def _namesakes(self, uid: str, resource: ResourceId | None) -> list[str]:
+        """Other uids of the name; the uid itself is taken off the name once nobody holds it any more."""
+        if resource is None:
+            return []
+        uids = self._names.get(resource, set())
+        others = sorted(uids - {uid})
+        if uid not in self.records:
+            uids.discard(uid)
+        if not uids:
+            self._names.pop(resource, None)
+        return others
 
     def winner(self, resource: ResourceId) -> str | None:
         """Of several workloads of one name (made at once through two machines) the oldest stands; ties by uid."""
