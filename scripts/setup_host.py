@@ -1,6 +1,7 @@
 """Make this Debian machine ready for the demo and the integration tests: packages, libcrun, kubectl.
 
-Does nothing where all is there. Needs root for what is missing; says what it does and how long that takes.
+Does nothing where all is there; `--packages` leaves libcrun out. Needs root for what is missing; says what it does and how
+long that takes.
 """
 
 import os
@@ -15,6 +16,7 @@ from pathlib import Path
 NEEDS = {
     "libnftables (pod network)": (lambda: find_library("nftables"), "libnftables1"),
     "a static busybox (test image)": (lambda: _static_busybox(), "busybox-static"),
+    "curl": (lambda: shutil.which("curl"), "curl"),
     "kubectl": (lambda: shutil.which("kubectl"), "kubernetes-client"),
 }
 
@@ -30,6 +32,8 @@ def main() -> int:
     missing = {what: package for what, (there, package) in NEEDS.items() if not there()}
     if missing and (status := install(missing)):
         return status
+    if "--packages" in sys.argv[1:]:
+        return 0
     return subprocess.run([sys.executable, "-m", "machineplane.runtime.libcrun_build"]).returncode
 
 

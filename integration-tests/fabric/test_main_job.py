@@ -4,9 +4,9 @@ import json
 import os
 import signal
 import time
-from pathlib import Path
 
 import pytest
+import yaml
 from lab_support import IMAGE, Lab, deployment, is_ready, run, wait_for
 
 
@@ -248,24 +248,25 @@ def test_one_machine_alone_runs_what_fits_on_it(lone_lab: Lab) -> None:
     lone_lab.remove("m0", "alone")
 
 
-def test_the_quick_start_s_curl_lines(lone_lab: Lab, tmp_path: Path) -> None:
+def test_the_quick_start_s_curl_lines(lone_lab: Lab) -> None:
     """Plain HTTP on loopback, a YAML body; run inside the machine, whose loopback it is."""
-    manifest = json.dumps(deployment("curled", 1))  # JSON is YAML
-    base = "http://localhost:3000/apis/apps/v1/namespaces/default/deployments"
-    code = (
-        "import sys, urllib.request as u\n"
-        "def call(method, url, body=None):\n"
-        "    r = u.Request(url, method=method, data=body, headers={'Content-Type': 'application/yaml'})\n"
-        "    print(u.urlopen(r).read().decode())\n"
-        f"call('POST', {base!r}, {manifest!r}.encode())\n"
-        f"call('GET', {base!r})\n"
-        "call('GET', 'http://localhost:3000/api/v1/namespaces/default/pods')\n"
-        f"call('DELETE', {base + '/curled'!r})\n"
-    )
-    import sys
+    manifest = lone_lab.directory / "curled.yaml"
+    manifest.write_text(yaml.safe_dump(deployment("curled", 1)))
+    deployments = "http://localhost:3000/apis/apps/v1/namespaces/default/deployments"
 
-    said = lone_lab.command("exec", "m0", "--", sys.executable, "-c", code)
-    assert said.count('"curled"') >= 3
+    def curl(*arguments: str) -> str:
+        return lone_lab.command("exec", "m0", "--", "curl", "-sS", "--fail-with-body", *arguments)
+
+    made = curl(
+        "-X", "POST", deployments, "-H", "Content-Type: application/yaml", "--data-binary", f"@{manifest}"
+    )
+    assert json.loads(made)["metadata"]["name"] == "curled"
+    assert [item["metadata"]["name"] for item in json.loads(curl(deployments))["items"]] == ["curled"]
+    wait_for(
+        "its pod is listed",
+        lambda: json.loads(curl("http://localhost:3000/api/v1/namespaces/default/pods"))["items"],
+    )
+    curl("-X", "DELETE", f"{deployments}/curled")
     wait_for("nothing is left", lambda: not lone_lab.get("m0", "pods"))
 
 

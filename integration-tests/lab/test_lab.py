@@ -1,16 +1,12 @@
 """The lab's commands on real namespaces, with a stand-in for the daemon."""
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-pytestmark = [
-    pytest.mark.root,
-    pytest.mark.skipif(shutil.which("nsenter") is None, reason="needs util-linux"),
-]
+pytestmark = pytest.mark.root
 
 _ASK = """
 import socket

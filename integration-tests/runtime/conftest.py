@@ -123,10 +123,13 @@ class Bench:
 @pytest.fixture(scope="session")
 def zygote() -> Iterator[Zygote]:
     if os.geteuid() != 0:
-        pytest.skip("needs root")
+        pytest.fail("these tests need root: they run containers")
     with start_zygote() as running:
         if running.report.error or running.report.libcrun is None:
-            pytest.skip(f"no containers here: {running.report.error or 'no libcrun'}")
+            pytest.fail(
+                f"no containers here: {running.report.error or 'no libcrun'}: "
+                "run `python -m machineplane.runtime.libcrun_build`"
+            )
         yield running
 
 
