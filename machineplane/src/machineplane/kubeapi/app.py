@@ -125,7 +125,7 @@ def _document(api: Api, call: Call, path: list[str]) -> Answer:
             return Answer(b"ok", media="text/plain")
         case ["openapi", "v2"]:
             wants_json = "protobuf" not in call.accept
-            return Answer(v2_json()) if wants_json else Answer(v2_protobuf(), media=V2_MEDIA)
+            return Answer(v2_json()) if wants_json else Answer(v2_protobuf(api.kinds), media=V2_MEDIA)
         case ["openapi", "v3"]:
             return Answer(v3_index(api.kinds))
         case ["openapi", "v3", "api", version]:

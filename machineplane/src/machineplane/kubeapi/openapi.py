@@ -2,8 +2,8 @@
 
 Version 3 (JSON, kubectl ≥ 1.27 for ``explain``, ≥ 1.29 for validation): one document a group with real
 schemas and, on each patch operation, the ``fieldValidation`` parameter that tells clients that the server
-validates. Version 2 (protobuf, kubectl up to 1.28): an empty document, with which old clients skip their own
-validation.
+validates. Version 2 (protobuf, kubectl up to 1.28): no schemas, with which old clients skip their own
+validation, and the patch operations.
 """
 
 import hashlib
@@ -67,15 +67,40 @@ def v2_json() -> Document:
     return {"swagger": "2.0", "info": {"title": "Magik", "version": "v1"}, "paths": {}}
 
 
-def v2_protobuf() -> bytes:
-    """The same as protobuf (gnostic's ``openapi.v2.Document``): 1 = swagger, 2 = info {1 = title, 2 =
-    version}, 8 = paths."""
-    return _text(1, b"2.0") + _text(2, _text(1, b"Magik") + _text(2, b"v1")) + _text(8, b"")
+def v2_protobuf(kinds: KindTable) -> bytes:
+    """The same as protobuf (gnostic's ``openapi.v2.Document``), with one patch operation a kind.
+
+    No schema is in it, so old clients skip their own validation; but kubectl up to 1.27 looks at the patch operations for
+    a ``dryRun`` parameter before it sends ``--dry-run=server`` or a diff.
+    """
+    info = _bytes(1, b"Magik") + _bytes(2, b"v1")
+    paths = b"".join(
+        _bytes(
+            2, _bytes(1, path.encode()) + _bytes(2, _bytes(8, _patch(kind)))
+        )  # NamedPathItem, PathItem.patch
+        for kind in kinds.kinds
+        for path, item in _paths(kind).items()
+        if "patch" in item
+    )
+    return _bytes(1, b"2.0") + _bytes(2, info) + _bytes(8, paths)
 
 
-def _text(number: int, value: bytes) -> bytes:
-    # Lengths under 128 are one byte, and ours are.
-    return bytes([number << 3 | 2, len(value)]) + value
+def _patch(kind: Kind) -> bytes:
+    """An ``Operation``: 8 = parameters (ParametersItem.parameter.non_body_parameter.query.name), 13 = extensions (yaml)."""
+    query = _bytes(1, _bytes(2, _bytes(3, _bytes(2, b"query") + _bytes(4, b"dryRun"))))
+    gvk = json.dumps(_gvk(kind)).encode()  # JSON is YAML
+    return _bytes(8, query) + _bytes(
+        13, _bytes(1, b"x-kubernetes-group-version-kind") + _bytes(2, _bytes(2, gvk))
+    )
+
+
+def _bytes(number: int, value: bytes) -> bytes:
+    """A field of wire type 2; field numbers here are below 16."""
+    length, prefix = len(value), bytearray([number << 3 | 2])
+    while length > 127:
+        prefix.append(length & 127 | 128)
+        length >>= 7
+    return bytes(prefix) + bytes([length]) + value
 
 
 def _gvk(kind: Kind) -> dict[str, str]:
