@@ -1,36 +1,18 @@
 """`machineplane fabric …`, `identity`, `kubeconfig`: who may be in a fabric, and who may use its API."""
 
 import json
+import os
 import time
 from pathlib import Path
 
 import click
 
-from machineplane.cli_types import PeerType
+from machineplane.cli_types import DIRECTORY, FILE, RUN_DIR, STATE_DIR, Duration, PeerType, RolesType
 from machineplane.config import API_TLS_PORT
 from machineplane.kubeapi.auth import kubeconfig as render_kubeconfig
-from machineplane.kubeapi.auth import load_credentials
-from machineplane.linux.files import replace_file
 from magik_proto.credentials import ALL_ROLES
-from magik_proto.errors import ProtocolError
 from magik_proto.identity import BootstrapPeer, Identity
 from magik_proto.invites import RootKey
-
-_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
-
-
-class Duration(click.ParamType[int]):
-    """``30m``, ``1h``, ``7d``: gives milliseconds."""
-
-    name = "DURATION"
-
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        if isinstance(value, int):
-            return value
-        text = str(value)
-        if not text[:-1].isdigit() or text[-1:] not in _UNITS or not int(text[:-1]):
-            self.fail(f"{text!r}: expected a number with s, m, h or d, like 30m", param, ctx)
-        return int(text[:-1]) * _UNITS[text[-1]] * 1000
 
 
 @click.group()
@@ -39,27 +21,29 @@ def fabric() -> None:
 
 
 @fabric.command()
-@click.option(
-    "--out", type=click.Path(dir_okay=False, path_type=Path), required=True, help="Where to put the root key."
-)
+@click.option("--out", type=FILE, required=True, help="Where to put the root key.")
 def init(out: Path) -> None:
     """Make the root key of a new fabric. Keep the file offline: whoever has it can let machines in."""
-    if out.exists():
-        raise click.ClickException(f"{out} exists already: a root key is never overwritten")
     with RootKey.generate() as root:
         try:
-            replace_file(out, root.seed().hex().encode() + b"\n")
+            descriptor = os.open(out, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with open(descriptor, "wb") as file:
+                file.write(root.seed().hex().encode() + b"\n")
+        except FileExistsError as error:
+            raise click.ClickException(f"{out} exists already: a root key is never overwritten") from error
         except OSError as error:
             raise click.ClickException(f"{out}: {error.strerror}") from error
         click.echo(f"{root.peer_id}")
 
 
 @fabric.command()
+@click.option("--root", "root_file", type=FILE, required=True, help="The root key that `fabric init` made.")
 @click.option(
-    "--root", "root_file", type=click.Path(exists=True, dir_okay=False, path_type=Path), required=True
-)
-@click.option(
-    "--roles", default=",".join(sorted(ALL_ROLES)), show_default=True, help="What the machine may do."
+    "--roles",
+    type=RolesType(),
+    default=",".join(sorted(ALL_ROLES)),
+    show_default=True,
+    help="What the machine may do.",
 )
 @click.option(
     "--expires", type=Duration(), default="1h", show_default=True, help="How long the invite can be used."
@@ -67,56 +51,70 @@ def init(out: Path) -> None:
 @click.option(
     "--bootstrap-peer", type=PeerType(), multiple=True, help="Machines to join by; travel in the invite."
 )
-def invite(root_file: Path, roles: str, expires: int, bootstrap_peer: tuple[BootstrapPeer, ...]) -> None:
+def invite(
+    root_file: Path, roles: frozenset[str], expires: int, bootstrap_peer: tuple[BootstrapPeer, ...]
+) -> None:
     """Print an invite: one line that lets machines join until it expires. Treat it like a password."""
+    now_ms = time.time_ns() // 1_000_000
+    seed = _seed(root_file, "`machineplane fabric init` makes one")
+    with (
+        RootKey.from_seed(seed) as root,
+        root.invite(now_ms, roles=roles, life_ms=expires, bootstrap=bootstrap_peer) as made,
+    ):
+        click.echo(made.text())
+
+
+def _seed(path: Path, where_from: str) -> bytes:
+    """The 32 bytes that a key file holds."""
     try:
-        with RootKey.from_seed(bytes.fromhex(root_file.read_text().strip())) as root:
-            made = root.invite(
-                time.time_ns() // 1_000_000,
-                roles=frozenset(r.strip() for r in roles.split(",")),
-                life_ms=expires,
-                bootstrap=bootstrap_peer,
-            )
-    except (ProtocolError, ValueError) as error:
-        raise click.ClickException(f"{root_file}: {error}") from error
-    click.echo(made.text())
+        seed = bytes.fromhex(path.read_text().strip())
+    except OSError as error:
+        raise click.ClickException(f"{path}: {error.strerror}: {where_from}") from error
+    except ValueError:
+        seed = b""
+    if len(seed) != 32:
+        raise click.ClickException(f"{path} is not a key: {where_from}")
+    return seed
 
 
 @click.command()
-@click.option("--state-dir", type=click.Path(file_okay=False, path_type=Path), default=Path("/var/lib/magik"))
+@click.option("--state-dir", type=DIRECTORY, default=STATE_DIR, show_default=True)
 def identity(state_dir: Path) -> None:
     """Print this machine's identity, as --bootstrap-peer of others wants it."""
-    path = state_dir / "keys" / "identity"
-    try:
-        click.echo(str(Identity.from_seed(bytes.fromhex(path.read_text().strip())).peer_id))
-    except (OSError, ValueError, ProtocolError) as error:
-        raise click.ClickException(f"{path}: {error}: the daemon makes it at its first start") from error
+    seed = _seed(state_dir / "keys" / "identity", "the daemon makes it at its first start")
+    with Identity.from_seed(seed) as own:
+        click.echo(str(own.peer_id))
 
 
 @click.command()
-@click.option("--state-dir", type=click.Path(file_okay=False, path_type=Path), default=Path("/var/lib/magik"))
-@click.option("--run-dir", type=click.Path(file_okay=False, path_type=Path), default=Path("/run/magik"))
+@click.option("--state-dir", type=DIRECTORY, default=STATE_DIR, show_default=True)
+@click.option("--run-dir", type=DIRECTORY, default=RUN_DIR, show_default=True)
 @click.option(
     "--server", default=None, metavar="URL", help="The API's address as the reader of the file sees it."
 )
 @click.option("--name", default="magik", show_default=True, help="Name of the cluster, user and context.")
 def kubeconfig(state_dir: Path, run_dir: Path, server: str | None, name: str) -> None:
     """Print a kubeconfig for this machine's API. It contains the token: treat it like a password."""
-    if not (state_dir / "api" / "token").exists():
-        raise click.ClickException(
-            f"{state_dir}/api: no token there yet: the daemon makes it at its first start"
-        )
-    try:
-        credentials = load_credentials(state_dir / "api")
-    except (OSError, ValueError) as error:
-        raise click.ClickException(f"{state_dir}/api: {error}") from error
+    token, ca = (_api_file(state_dir / "api" / file) for file in ("token", "ca.crt"))
     url = server or _server_of(run_dir / "machineplane.json")
-    click.echo(render_kubeconfig(url, credentials.ca_pem, credentials.token, name), nl=False)
+    click.echo(render_kubeconfig(url, ca, token.decode("ascii", "replace").strip(), name), nl=False)
+
+
+def _api_file(path: Path) -> bytes:
+    """Read only: making them is the daemon's, which knows the names that belong into its certificate."""
+    try:
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise click.ClickException(
+            f"{path} is not there: the daemon makes it at its first start; give its --state-dir"
+        ) from error
+    except OSError as error:
+        raise click.ClickException(f"{path}: {error.strerror}") from error
 
 
 def _server_of(ready_file: Path) -> str:
     """The URL that the running daemon says; else that of a daemon on this machine with its default port."""
     try:
         return str(json.loads(ready_file.read_text())["api"])
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         return f"https://127.0.0.1:{API_TLS_PORT}"

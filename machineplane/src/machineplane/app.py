@@ -14,8 +14,8 @@ import random
 import signal
 import tempfile
 import time
-from collections.abc import AsyncIterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
 from ipaddress import ip_address
 from typing import Any
 
@@ -109,12 +109,29 @@ def run(config: Config) -> int:
         node_name=config.node_name,
     )
     try:
-        # Before Trio: the helper must come from a process that has one thread.
-        with start_zygote() as zygote:
+        with ExitStack() as stack:
+            with _signals_held():
+                # Before Trio: the helper must come from a process that has one thread.
+                zygote = stack.enter_context(start_zygote())
             trio.run(_serve, config, credentials, runtime_config, zygote)
     except* (PortTaken, MeshError, PodNetworkError, NftError, ImageError, RuntimeFault, DaemonError) as group:
         raise DaemonError(_first(group)) from group
     return 0
+
+
+@contextmanager
+def _signals_held() -> Iterator[None]:
+    """A signal that comes within takes effect at the end: nobody leaves a helper that is just saying hello."""
+    held: list[int] = []
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    before = {number: signal.signal(number, lambda n, _: held.append(n)) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if held:
+        signal.raise_signal(held[0])
 
 
 def _require_privileges() -> None:
@@ -324,8 +341,6 @@ class Machine:
             "node_name": self.config.node_name,
         }
         replace_file(self.config.ready_file, json.dumps(ready).encode() + b"\n")
-        if self.credentials.policy.open:
-            self.log.warning("open-fabric", advice="any machine with a key is let in: for trials only")
         self.log.info("ready", **{k: v for k, v in ready.items() if k != "pid"}, version=__version__)
 
     def _mesh_address(self) -> str:

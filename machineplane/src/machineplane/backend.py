@@ -5,6 +5,7 @@ The two rooms do not know each other; this adapter does. A read first lets the v
 """
 
 import json
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from typing import Any, Self
@@ -31,6 +32,7 @@ from magik_proto.records import Workload
 from magik_proto.signing import new_nonce, sign
 
 REVISION = "deployment.kubernetes.io/revision"
+_VERSION = re.compile("[0-9]{1,20}")  # 64 bits have no more digits
 
 
 class FabricBackend:
@@ -94,7 +96,7 @@ class FabricBackend:
     async def watch(self, kind: Kind, namespace: str | None, since: str | None) -> AsyncIterator[Watch]:
         await self._follower.settle()
         now = self._view.clock.now()
-        start = int(since) if since and since.isdigit() and since != "0" else now
+        start = _stamp(since or "") or now
         if start < self._view.log_start or start > now:
             raise ApiError.expired()
         yield FabricWatch(self, kind.kind, namespace, start)
@@ -250,7 +252,8 @@ class FabricBackend:
     @staticmethod
     def _is_current(version: str, record: Workload) -> bool:
         """Status moves the version that clients see; only a newer manifest than the client saw is a conflict."""
-        return version.isdigit() and int(version) >= record.stamp
+        seen = _stamp(version)
+        return seen is not None and seen >= record.stamp
 
     async def delete(
         self,
@@ -336,6 +339,11 @@ class FabricWatch:
         return str(self._position)
 
 
+def _stamp(version: str) -> int | None:
+    """A ``resourceVersion`` of ours as the stamp that it is; None for any other text."""
+    return int(version) if _VERSION.fullmatch(version) else None
+
+
 def _event(change: Change) -> WatchEvent:
     obj = copy(change.obj)
     if change.type == "DELETED":
@@ -358,7 +366,8 @@ def _next(obj: Object, manifest: Manifest) -> Object:
         annotations = dict(obj["metadata"].get("annotations") or {})
         before = (old.get("annotations") or {}).get(REVISION, "1")
         moved = obj["spec"].get("template") != manifest.spec.get("template")
-        annotations[REVISION] = str(int(before) + 1) if moved and before.isdigit() else before
+        count = _stamp(before)
+        annotations[REVISION] = str(count + 1) if moved and count is not None else before
         obj["metadata"]["annotations"] = annotations
     if manifest.kind == "Pod":
         obj["spec"] = {k: v for k, v in obj["spec"].items() if k != "nodeName" or "nodeName" in manifest.spec}

@@ -1,98 +1,116 @@
 """The command line: `machineplane` runs the daemon; its subcommands look after keys, images, and a fabric for trials."""
 
+import signal
 import sys
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, TextIO
 
 import click
 
 from machineplane import __version__
 from machineplane.access_cli import fabric, identity, kubeconfig
-from machineplane.cli_types import LabelType, PeerType
-from machineplane.config import API_TLS_PORT, Config, ConfigError, parse_subnet
+from machineplane.cli_types import DIRECTORY, RUN_DIR, STATE_DIR, LabelType, PeerType
+from machineplane.config import API_TLS_PORT, RUNTIMES, Config, ConfigError, parse_subnet
 from machineplane.lab.cli import lab
 from machineplane.runtime.images.cli import image
 
-STATE_DIR = Path("/var/lib/magik")
-RUN_DIR = Path("/run/magik")
-_DIRECTORY = click.Path(file_okay=False, path_type=Path)
+INVITE_MAX = 64 * 1024  # characters; a whole invite is shorter by far
+_ADDRESS: Mapping[str, Any] = {"metavar": "IP", "default": "0.0.0.0", "show_default": True}
+_UDP_PORT = "UDP port of the mesh; 0: any free one."
 
 
-@click.group(invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
 @click.version_option(__version__, prog_name="machineplane")
 @click.option(
-    "--state-dir", type=_DIRECTORY, default=STATE_DIR, show_default=True, help="Keys, images, running pods."
+    "--state-dir", type=DIRECTORY, default=STATE_DIR, show_default=True, help="Keys, images, running pods."
 )
 @click.option(
-    "--run-dir", type=_DIRECTORY, default=RUN_DIR, show_default=True, help="Sockets and the ready file."
+    "--run-dir", type=DIRECTORY, default=RUN_DIR, show_default=True, help="Sockets and the ready file."
 )
 @click.option(
-    "--node-name", default="", help="Name of this machine.  [default: host name and digits of the identity]"
+    "--node-name",
+    metavar="NAME",
+    default="",
+    help="Name of this machine.  [default: host name and digits of the identity]",
 )
-@click.option(
-    "--rest-api-host", default="0.0.0.0", show_default=True, help="Address of the REST API (TLS, token)."
-)
+@click.option("--rest-api-host", **_ADDRESS, help="Address of the REST API with TLS and a token.")
 @click.option(
     "--rest-api-port",
     type=int,
+    metavar="PORT",
     default=3000,
     show_default=True,
-    help="Plain HTTP, for loopback callers only.",
+    help="Plain HTTP, loopback callers only.",
 )
 @click.option(
-    "--rest-api-tls-port", type=int, default=API_TLS_PORT, show_default=True, help="TLS port of the REST API."
+    "--rest-api-tls-port",
+    type=int,
+    metavar="PORT",
+    default=API_TLS_PORT,
+    show_default=True,
+    help="TLS port of the REST API.",
 )
 @click.option(
     "--runtime",
-    type=click.Choice(["krun", "crun"]),
+    type=click.Choice(RUNTIMES),
     default="krun",
     show_default=True,
-    help="Default engine.",
+    help="Engine of pods that name none: microVMs or containers. Not given and no krun here: crun.",
 )
 @click.option(
-    "--mesh-port",
-    "--korium-port",
-    type=int,
-    default=0,
-    show_default=True,
-    help="UDP port of the mesh; 0: any.",
+    "--mesh-port", "--korium-port", type=int, metavar="PORT", default=0, show_default=True, help=_UDP_PORT
 )
-@click.option(
-    "--mesh-host", "--korium-host", default="0.0.0.0", show_default=True, help="Address of the mesh."
-)
+@click.option("--mesh-host", "--korium-host", **_ADDRESS, help="Address of the mesh.")
 @click.option(
     "--advertise", multiple=True, metavar="IP:PORT", help="Where others reach the mesh, if they see another."
 )
 @click.option(
-    "--bootstrap-peer", type=PeerType(), multiple=True, help="A machine to join by; may be repeated."
+    "--bootstrap-peer",
+    type=PeerType(),
+    multiple=True,
+    help="A machine to join by, <identity_hex>@<ip:port>; may be repeated.",
 )
-@click.option(
-    "--invite",
-    type=click.File(),
-    default=None,
-    help="File with an invite into a fabric; `-`: standard input.",
-)
+@click.option("--invite", type=click.File(), help="File with an invite into a fabric; `-`: standard input.")
 @click.option(
     "--open-fabric", is_flag=True, help="Trial: let any machine with a key in. Says so at every start."
 )
+@click.option("--pod-subnet", metavar="CIDR", help="Addresses of pods.  [default: a /24 by the identity]")
 @click.option(
-    "--pod-subnet", default=None, metavar="CIDR", help="Addresses of pods.  [default: a /24 by the identity]"
-)
-@click.option(
-    "--cgroup-parent", default="magik", show_default=True, help="Control group below which pods are."
+    "--cgroup-parent",
+    metavar="PATH",
+    default="magik",
+    show_default=True,
+    help="Control group below which pods are.",
 )
 @click.option(
     "--label", "labels", type=LabelType(), multiple=True, help="A label of this machine; may be repeated."
 )
-@click.option("--dht-refresh-interval-secs", type=click.FloatRange(1), default=60, show_default=True)
+@click.option(
+    "--dht-refresh-interval-secs",
+    type=float,
+    default=60,
+    show_default=True,
+    help="How often this machine tells of itself anew.",
+)
 @click.option("--ephemeral-keys", is_flag=True, help="Keep no key on disk: a new machine at each start.")
-@click.option("--signing-ephemeral", is_flag=True, help="Keep no signing key on disk.")
+@click.option("--signing-ephemeral", is_flag=True, help="Keep no signing key on disk: as above.")
 @click.option("--kem-ephemeral", is_flag=True, help="Keep no sealing key on disk.")
 @click.option(
-    "--log-format", type=click.Choice(["auto", "console", "json"]), default="auto", show_default=True
+    "--log-format",
+    type=click.Choice(["auto", "console", "json"]),
+    default="auto",
+    show_default=True,
+    help="auto: for people on a terminal, else JSON lines.",
 )
 @click.option(
-    "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info", show_default=True
+    "--log-level",
+    type=click.Choice(["debug", "info", "warning", "error"]),
+    default="info",
+    show_default=True,
+    help="The least grave that is logged.",
 )
 @click.pass_context
 def main(context: click.Context, /, **options: Any) -> None:
@@ -113,7 +131,7 @@ def _config(context: click.Context, options: dict[str, Any]) -> Config:
             **{k: options[k] for k in _AS_IS},
             advertise=tuple(options["advertise"]),
             bootstrap_peers=tuple(options["bootstrap_peer"]),
-            invite=invite.read() if invite else None,
+            invite=_read_invite(invite) if invite else None,
             runtime_given=given is not click.core.ParameterSource.DEFAULT,
             pod_subnet=parse_subnet(subnet) if subnet else None,
             dht_refresh_interval=options["dht_refresh_interval_secs"],
@@ -121,6 +139,13 @@ def _config(context: click.Context, options: dict[str, Any]) -> Config:
         )
     except ConfigError as error:
         raise click.UsageError(str(error)) from error
+
+
+def _read_invite(file: TextIO) -> str:
+    try:
+        return file.read(INVITE_MAX)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--invite {file.name}: cannot be read: {error}") from error
 
 
 _AS_IS = (
@@ -142,8 +167,14 @@ _AS_IS = (
 
 
 def run_daemon(config: Config, log_format: str, log_level: str) -> int:
-    """Run until a signal; the exit status. The helper is started first: it must come from a process without threads."""
-    from machineplane.app import DaemonError, run
+    """Run until SIGTERM or SIGINT, and give the exit status.
+
+    From here on these signals end the program with status 0, be it still loading; `app.run` takes them over.
+    """
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: sys.exit(0))
+
+    from machineplane.app import DaemonError, run  # only now: no other command needs all of it
     from machineplane.logs import configure
 
     configure(log_format, log_level)

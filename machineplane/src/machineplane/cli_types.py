@@ -1,7 +1,11 @@
 """Option types that several commands share."""
 
+import re
+from pathlib import Path
+
 import click
 
+from magik_proto.credentials import ALL_ROLES
 from magik_proto.errors import ProtocolError
 from magik_proto.identity import BootstrapPeer
 
@@ -20,6 +24,45 @@ class PeerType(click.ParamType[BootstrapPeer]):
             return BootstrapPeer.parse(str(value))
         except ProtocolError as error:
             self.fail(str(error), param, ctx)
+
+
+STATE_DIR = Path("/var/lib/magik")
+RUN_DIR = Path("/run/magik")
+DIRECTORY = click.Path(file_okay=False, path_type=Path)
+FILE = click.Path(dir_okay=False, path_type=Path)
+
+
+class Duration(click.ParamType[int]):
+    """``30m``, ``1h``, ``7d``: gives milliseconds."""
+
+    name = "DURATION"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        match = re.fullmatch(r"([1-9][0-9]{0,5})([smhd])", str(value))
+        if match is None:
+            self.fail(f"{value!r}: expected a number with s, m, h or d, like 30m", param, ctx)
+        return int(match[1]) * _UNITS[match[2]] * 1000
+
+
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+class RolesType(click.ParamType[frozenset[str]]):
+    """``run,submit``: roles of a member, at least one."""
+
+    name = "ROLES"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> frozenset[str]:
+        if isinstance(value, frozenset):
+            return value
+        roles = frozenset(role.strip() for role in str(value).split(","))
+        if not roles <= ALL_ROLES:
+            self.fail(f"{value!r}: expected one or more of {', '.join(sorted(ALL_ROLES))}", param, ctx)
+        return roles
 
 
 class LabelType(click.ParamType[tuple[str, str]]):

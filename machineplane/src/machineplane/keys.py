@@ -16,9 +16,9 @@ from machineplane.linux.files import replace_file
 from magik_proto.errors import ProtocolError
 from magik_proto.identity import BootstrapPeer, Identity, PeerId, SealingKey
 from magik_proto.invites import Invite, RootKey
-from magik_proto.membership import MembershipPolicy
+from magik_proto.membership import MembershipError, MembershipPolicy
 
-K = TypeVar("K", Identity, SealingKey)
+K = TypeVar("K", Identity, SealingKey, RootKey)
 
 
 class KeyFileError(Exception):
@@ -40,6 +40,7 @@ def load_credentials(config: Config, now_ms: int) -> Credentials:
     """Keys from the state directory, made where they are not there yet; and the membership, by the order of `_membership`.
 
     Raises ConfigError where the machine has no right to be in a fabric, KeyFileError where a file is unreadable.
+    ``now_ms`` is in milliseconds since the epoch.
     """
     keys = config.state_dir / "keys"
     ephemeral = config.ephemeral_keys
@@ -50,20 +51,16 @@ def load_credentials(config: Config, now_ms: int) -> Credentials:
 
 
 def _key(cls: type[K], path: Path | None) -> K:
+    """The key at ``path``, made now if there is none; a new one that is kept nowhere if ``path`` is None."""
     if path is None:
         return cls.generate()
+    if not _exists(path):
+        _write(path, cls.generate().seed().hex().encode() + b"\n")
     try:
-        if not path.exists():
-            _make_directory(path.parent)
-            replace_file(path, cls.generate().seed().hex().encode() + b"\n")
-        return cls.from_seed(bytes.fromhex(path.read_text().strip()))
-    except OSError as error:
-        raise KeyFileError(
-            f"{path}: {error.strerror}: give --state-dir a directory that this user may write"
-        ) from error
+        return cls.from_seed(bytes.fromhex(_read(path).decode()))
     except (ValueError, ProtocolError) as error:
         raise KeyFileError(
-            f"{path} is not a key: restore it, or remove it to become a new machine"
+            f"{path} is not a key: restore it, or remove it to have a new one made, which makes this a new machine"
         ) from error
 
 
@@ -71,11 +68,11 @@ def _membership(config: Config, keys: Path, own: Credentials, now_ms: int) -> Cr
     """An open fabric if asked for; else the invite; else the membership on disk; else, with nobody to join, a new fabric."""
     if config.open_fabric:
         return own
+    kept = _kept(keys, own) if config.keeps_identity else None
     if config.invite is not None:
-        return _accept(config, keys, own, _parse_invite(config.invite), now_ms)
-    if config.keeps_identity and (keys / "member").exists():
-        root = PeerId.parse((keys / "fabric").read_text().strip())
-        return evolve(own, policy=MembershipPolicy(root), member=(keys / "member").read_bytes())
+        return _join(config, keys, own, kept, now_ms)
+    if kept is not None:
+        return _still_good(kept, keys, now_ms)
     if config.bootstrap_peers:
         raise ConfigError(
             "this machine is not a member of any fabric: pass --invite FILE with an invite made by "
@@ -84,53 +81,110 @@ def _membership(config: Config, keys: Path, own: Credentials, now_ms: int) -> Cr
     return _found(config, keys, own, now_ms)
 
 
+def _kept(keys: Path, own: Credentials) -> Credentials | None:
+    """The membership on disk, unchecked; None if there is none."""
+    path = keys / "fabric"
+    if not _exists(keys / "member") or not _exists(path):
+        return None
+    try:
+        root = PeerId.parse(_read(path).decode())
+    except (ValueError, ProtocolError) as error:
+        raise KeyFileError(f"{path} names no fabric: remove it and join again with --invite FILE") from error
+    return evolve(own, policy=MembershipPolicy(root), member=_read(keys / "member", strip=False))
+
+
+def _still_good(kept: Credentials, keys: Path, now_ms: int) -> Credentials:
+    """What the other members will ask of the membership is asked here first: the answer is clearer at home."""
+    try:
+        kept.policy.admit(kept.identity.peer_id, kept.member, now_ms)
+    except MembershipError as error:
+        raise ConfigError(
+            f"the membership in {keys / 'member'} does not hold: {error}: join again with --invite FILE"
+        ) from error
+    return kept
+
+
+def _join(config: Config, keys: Path, own: Credentials, kept: Credentials | None, now_ms: int) -> Credentials:
+    """By the invite; one that is over does no harm to a machine that has joined that fabric before."""
+    invite = _parse_invite(config.invite or "")
+    peers = tuple(dict.fromkeys((*own.bootstrap_peers, *invite.bootstrap)))
+    peers = tuple(p for p in peers if p.peer != own.identity.peer_id)
+    try:
+        return evolve(_accept(config, keys, own, invite, now_ms), bootstrap_peers=peers)
+    except MembershipError as error:
+        if kept is None or kept.policy.root != invite.root:
+            raise ConfigError(
+                f"--invite: {error}: ask for a new one (`machineplane fabric invite`)"
+            ) from error
+        structlog.get_logger().warning(
+            "invite-over", reason=str(error), note="this machine is a member already"
+        )
+        return evolve(_still_good(kept, keys, now_ms), bootstrap_peers=peers)
+    finally:
+        invite.wipe()
+
+
 def _parse_invite(text: str) -> Invite:
     try:
-        return Invite.parse(text.strip())
+        return Invite.parse(text)
     except ProtocolError as error:
-        raise ConfigError(f"--invite: {error}") from error
+        raise ConfigError(
+            f"--invite: {error}: pass the one line that `machineplane fabric invite` prints"
+        ) from error
 
 
 def _accept(config: Config, keys: Path, own: Credentials, invite: Invite, now_ms: int) -> Credentials:
-    """Sign the own membership with the invite, keep it, and throw the invite's key away."""
-    try:
-        member = invite.accept(own.identity, now_ms).encode()
-    except ProtocolError as error:
-        raise ConfigError(f"--invite: {error}: ask for a new one (`machineplane fabric invite`)") from error
-    peers = tuple(dict.fromkeys((*own.bootstrap_peers, *invite.bootstrap)))
-    peers = tuple(p for p in peers if p.peer != own.identity.peer_id)
-    joined = evolve(own, policy=MembershipPolicy(invite.root), member=member, bootstrap_peers=peers)
-    invite.wipe()
+    """Sign the own membership with the invite and keep it. Raises MembershipError."""
+    member = invite.accept(own.identity, now_ms).encode()
     if config.keeps_identity:
         _write(keys / "fabric", str(invite.root).encode() + b"\n")
         _write(keys / "member", member)
-    return joined
+    return evolve(own, policy=MembershipPolicy(invite.root), member=member)
 
 
 def _found(config: Config, keys: Path, own: Credentials, now_ms: int) -> Credentials:
-    """The first machine of a new fabric makes the root key; it belongs on its operator's stick, not here."""
-    path = keys / "fabric-root"
-    with RootKey.generate() as root:
-        _write(path, root.seed().hex().encode() + b"\n")
-        invite = root.invite(now_ms)
-    structlog.get_logger().warning(
-        "fabric-founded",
-        root=str(invite.root),
-        key=str(path),
-        advice=f"move {path} to a safe place; `machineplane fabric invite --root FILE` lets others in",
-    )
-    return _accept(config, keys, own, invite, now_ms)
+    """The first machine of a new fabric makes the root key; it belongs on its operator's stick, not here.
+
+    A root key that lies here already is taken, never overwritten: others may have been invited with it.
+    """
+    path = None if config.ephemeral_keys else keys / "fabric-root"
+    with _key(RootKey, path) as root, root.invite(now_ms) as invite:
+        structlog.get_logger().warning("fabric-founded", root=str(root.peer_id), **_advice(path))
+        return _accept(config, keys, own, invite, now_ms)
+
+
+def _advice(path: Path | None) -> dict[str, str]:
+    if path is None:
+        text = "no other machine can join: --ephemeral-keys keeps no root key; --open-fabric is for trials"
+        return {"advice": text}
+    text = f"move {path} to a safe place; `machineplane fabric invite --root FILE` lets others in"
+    return {"key": str(path), "advice": text}
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError as error:
+        raise _unusable(path, error) from error
+
+
+def _read(path: Path, *, strip: bool = True) -> bytes:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise _unusable(path, error) from error
+    return data.strip() if strip else data
 
 
 def _write(path: Path, data: bytes) -> None:
     try:
-        _make_directory(path.parent)
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         replace_file(path, data)
     except OSError as error:
-        raise KeyFileError(
-            f"{path}: {error.strerror}: give --state-dir a directory that this user may write"
-        ) from error
+        raise _unusable(path, error) from error
 
 
-def _make_directory(path: Path) -> None:
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+def _unusable(path: Path, error: OSError) -> KeyFileError:
+    return KeyFileError(
+        f"{path}: {error.strerror}: give --state-dir a directory that this user may read and write"
+    )

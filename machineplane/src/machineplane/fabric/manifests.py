@@ -13,6 +13,8 @@ from magik_proto.records import Workload, canonical_json
 
 Object = dict[str, Any]
 
+GRACE_MAX_S = 7 * 86_400  # guess: a week is longer than any shutdown; at more the manifest is refused
+
 # Fields of a served object that are made anew at each reading and so are never part of a manifest.
 _SERVED_ONLY = ("resourceVersion", "selfLink", "deletionTimestamp", "deletionGracePeriodSeconds")
 
@@ -126,6 +128,9 @@ def check_template(template: Mapping[str, Any], what: str) -> None:
     spec = template.get("spec")
     if not isinstance(spec, dict):
         raise ValueError(f"{what}: the template has no spec")
+    grace = spec.get("terminationGracePeriodSeconds")
+    if grace is not None and (not isinstance(grace, int) or not 0 <= grace <= GRACE_MAX_S):
+        raise ValueError(f"{what}: terminationGracePeriodSeconds {grace!r} is not a number of seconds")
     for name in ("containers", "initContainers"):
         containers = spec.get(name) or []
         if not isinstance(containers, list) or not all(isinstance(c, dict) for c in containers):

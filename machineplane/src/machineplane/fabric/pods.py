@@ -201,7 +201,8 @@ class PodKeeper:
         if known is None:
             return
         if grace_s is None:
-            grace_s = known[0]["spec"].get("terminationGracePeriodSeconds", DEFAULT_GRACE_S)
+            asked = known[0]["spec"].get("terminationGracePeriodSeconds")
+            grace_s = DEFAULT_GRACE_S if asked is None else asked
         if uid in self._stopping and self._stopping[uid] <= grace_s:
             return
         self._stopping[uid] = grace_s

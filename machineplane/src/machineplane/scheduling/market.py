@@ -1,11 +1,13 @@
 """The I/O around auctions: tenders and bids on the wire, signed, checked for freshness, and handed to the machines.
 
 What decides is in `magik_proto.auction` (owner) and `magik_proto.bidder`. Here are the mesh's handlers, the timers and one
-task per auction. Whatever comes from a peer is checked in this order: well-formed, signed by whom it names, that member's
-role, fresh and not seen before; the first check that fails answers the peer and is logged, and nothing else happens.
+task per auction. Whatever comes from a peer is checked in this order: well-formed, sent by whom it names (calls; gossip is
+passed on by others), signed by that machine, its role, fresh and not seen before. The first check that fails answers the
+peer and is logged, and nothing else happens; so nobody can use up another machine's share of the replay window.
 """
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from contextlib import suppress
 from typing import TypeVar
 from uuid import UUID, uuid4
 
@@ -86,7 +88,8 @@ class Market:
         self._disposed = disposed
         self._nursery = nursery
         self._auctions: dict[UUID, trio.MemorySendChannel[a.AuctionEvent]] = {}
-        self._promised_to: dict[UUID, PeerId] = {}
+        self._rounds: dict[UUID, int] = {}  # of the auctions here
+        self._promised_to: dict[UUID, tuple[PeerId, int]] = {}  # to whom, and in which round
         self._why_not: dict[UUID, tuple[str, ...]] = {}
         self._bidder_moved = trio.Event()
         self._log = structlog.get_logger(room="scheduling")
@@ -105,18 +108,25 @@ class Market:
         send, inbox = trio.open_memory_channel[a.AuctionEvent](INBOX)
         self._auctions[tender_id] = send
         try:
-            return await self._hold(auction, inbox, job)
+            with inbox:  # closed at the end: who still waits to put something in is let go
+                return await self._hold(auction, inbox, job)
         finally:
             del self._auctions[tender_id]
             self._why_not.pop(tender_id, None)
+            self._rounds.pop(tender_id, None)
 
     async def _hold(
         self, auction: a.Auction, inbox: trio.MemoryReceiveChannel[a.AuctionEvent], job: Job
     ) -> a.Finished:
-        outputs = auction.receive(a.Start(), trio.current_time())
+        began = trio.current_time()
+        awarded: float | None = None
+        outputs = auction.receive(a.Start(), began)
         while True:
             for output in outputs:
+                if isinstance(output, a.SendAward) and awarded is None:
+                    awarded = trio.current_time()
                 if isinstance(output, a.Finished):
+                    self._log_auction(job, output, began, awarded)
                     return self._explain(auction.tender_id, output)
                 await self._carry_out(output, auction.tender_id, job)
             event: a.AuctionEvent | None = None
@@ -125,6 +135,16 @@ class Market:
                 event = await inbox.receive()
             now = trio.current_time()
             outputs = auction.poll(now) if event is None else auction.receive(event, now)
+
+    def _log_auction(self, job: Job, finished: a.Finished, began: float, awarded: float | None) -> None:
+        self._log.info(
+            "auction",
+            resource=str(job.workload.resource),
+            placed=sum(finished.placed.values()),
+            unplaced=finished.unplaced,
+            tender_to_award_ms=None if awarded is None else round((awarded - began) * 1000, 1),
+            total_ms=round((trio.current_time() - began) * 1000, 1),
+        )
 
     def _explain(self, tender_id: UUID, finished: a.Finished) -> a.Finished:
         """Where no machine made a bid, this machine's own reasons are the best that can be told."""
@@ -141,11 +161,12 @@ class Market:
             case a.SendAward(bid, replicas, ordinals):
                 self._start_award(tender_id, job.workload, bid, replicas, ordinals)
             case a.DeclineBid(node=node):
-                self._nursery.start_soon(self._decline, node, tender_id)
+                self._nursery.start_soon(self._decline, node, tender_id, self._rounds.get(tender_id, 0))
             case a.Surplus(node, pods):
                 self._log.info("surplus", node=str(node), pods=pods)  # the workload's actor retires them
 
     async def _publish_tender(self, tender_id: UUID, job: Job, round: int, sample: int) -> None:
+        self._rounds[tender_id] = round
         tender = Tender(
             id=tender_id,
             owner=self._identity.peer_id,
@@ -209,12 +230,13 @@ class Market:
             event = a.AwardUnreachable(winner, str(error))
         await self._tell(award.tender_id, event)
 
-    async def _decline(self, node: PeerId, tender_id: UUID) -> None:
+    async def _decline(self, node: PeerId, tender_id: UUID, round: int) -> None:
         if node == self._identity.peer_id:
-            self._bidder_takes(b.BidDeclined(tender_id))
+            self._declined(node, tender_id, round)
             return
         try:
-            await self._node.call(node, DECLINE, tender_id.bytes, timeout=CALL_TIMEOUT_S)
+            body = {"tender": tender_id.bytes, "round": round}
+            await self._node.call(node, DECLINE, body, timeout=CALL_TIMEOUT_S)
         except MeshError as error:
             self._log.debug("decline-lost", node=str(node), error=str(error))  # it times out by itself
 
@@ -222,7 +244,8 @@ class Market:
         """Hand an event to its auction; one that is over needs none."""
         inbox = self._auctions.get(tender_id)
         if inbox is not None:
-            await inbox.send(event)
+            with suppress(trio.BrokenResourceError):
+                await inbox.send(event)
 
     def peer_gone(self, peer: PeerId) -> None:
         """A machine left the fabric: no auction waits for it, no promise to it is kept."""
@@ -265,7 +288,7 @@ class Market:
         for output in outputs:
             match output:
                 case b.MakeBid():
-                    self._promised_to[output.tender_id] = output.owner
+                    self._promised_to[output.tender_id] = (output.owner, output.round)
                     self._nursery.start_soon(self._send_bid, output)
                 case b.NoBid(tender_id, reasons):
                     if tender_id in self._auctions:
@@ -358,11 +381,13 @@ class Market:
         """The call's message if it is the caller's own, well-formed, signed, allowed and fresh; else CallRefused."""
         try:
             message = decode_as(cls, call.body if isinstance(call.body, bytes) else b"")
+            if message.signer != call.peer:
+                detail = f"signed by {message.signer}, sent by {call.peer}"
+                raise RemoteProtocolError("message.not-the-sender", detail)
             self._check(message, call.roles, role)
         except RemoteProtocolError as error:
+            self._log.info("call-refused", peer=str(call.peer), rule=error.rule, detail=error.detail)
             raise CallRefused(error.rule, error.detail) from error
-        if message.signer != call.peer:
-            raise CallRefused("message.not-the-sender", f"signed by {message.signer}, sent by {call.peer}")
         return message
 
     def _check(self, message: Checked, roles: frozenset[str], role: str) -> None:
@@ -386,12 +411,16 @@ class Market:
         return {}
 
     async def _on_decline(self, call: Call) -> object:
-        if not isinstance(call.body, bytes) or len(call.body) != 16:
-            raise CallRefused("decline.body", "a tender id of 16 bytes is expected")
-        tender_id = UUID(bytes=call.body)
-        if self._promised_to.get(tender_id) == call.peer:
+        match call.body:
+            case {"tender": bytes(tender), "round": int(round)} if len(tender) == 16:
+                self._declined(call.peer, UUID(bytes=tender), round)
+                return {}
+        raise CallRefused("decline.body", "a tender's id of 16 bytes and a round are expected")
+
+    def _declined(self, owner: PeerId, tender_id: UUID, round: int) -> None:
+        """Give back what was promised in that round: a decline may come after the bid of the next one."""
+        if self._promised_to.get(tender_id) == (owner, round):
             self._bidder_takes(b.BidDeclined(tender_id))
-        return {}
 
     async def _on_gossip(self, sender: PeerId, payload: bytes) -> Verdict:
         try:

@@ -13,6 +13,7 @@ RUNTIMES = ("crun", "krun", "wasm")
 # What a container that names no request is taken to need, so that "best effort" pods still spread and still count.
 DEFAULT_CPU_MILLIS = 10
 DEFAULT_MEMORY_BYTES = 16 * 1024 * 1024
+PRIORITY_MAX = (1 << 31) - 1  # a tender's, and Kubernetes' int32
 
 PodSpec = Mapping[str, Any]
 
@@ -32,6 +33,14 @@ def requirements_of(
         return _requirements(spec, annotations, default_runtime, avoid)
     except InvalidField as error:
         raise RequirementsError(str(error)) from error
+
+
+def priority_of(spec: PodSpec) -> int:
+    """The pod's own priority, 0 where it names none. Raises RequirementsError."""
+    priority = spec.get("priority") or 0
+    if type(priority) is not int or abs(priority) > PRIORITY_MAX:
+        raise RequirementsError(f"priority: must be a whole number, at most {PRIORITY_MAX} either way")
+    return priority
 
 
 def _requirements(
