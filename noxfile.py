@@ -115,21 +115,17 @@ def bench(session: nox.Session) -> None:
 
 @nox.session
 def simulate(session: nox.Session) -> None:
-    """The seeded simulations with many more seeds than the tests use: `nox -s simulate -- --seeds 2000`."""
+    """The seeded simulations with many more seeds than the tests use: `nox -s simulate -- --seeds 3000`."""
     _install_all(session)
-    session.run(
-        "pytest", "shared-proto/tests/machines/sim", "-q", env={"MAGIK_SIM_SEEDS": _seeds(session, "300")}
-    )
+    args = list(session.posargs)
+    seeds = args[args.index("--seeds") + 1] if "--seeds" in args else "1000"
+    session.run("pytest", "shared-proto/tests/machines/sim", "-q", env={"MAGIK_SIM_SEEDS": seeds})
 
 
 @nox.session
 def fuzz(session: nox.Session) -> None:
-    """The property tests with many more examples than in CI."""
+    """Mutated bytes into every decoder, seeded: `nox -s fuzz -- --inputs 1000000 --seed 1`; the last line is JSON."""
     _install_all(session)
-    args = session.posargs or ["shared-proto/tests"]
-    session.run("pytest", *args, "-q", "--hypothesis-profile=fuzz", env={"MAGIK_FUZZ": "1", **os.environ})
-
-
-def _seeds(session: nox.Session, default: str) -> str:
-    args = list(session.posargs)
-    return args[args.index("--seeds") + 1] if "--seeds" in args else default
+    session.run(
+        "python", "shared-proto/fuzz/mutate.py", *(session.posargs or ["--inputs", "1000000", "--seed", "1"])
+    )

@@ -6,6 +6,7 @@ Every byte string is hex. The same code gives the same files; the test
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 from uuid import UUID
 
 import cbor2
+import refusals
 
 from magik_proto import codec, signing, wire
 from magik_proto.credentials import Member
@@ -42,6 +44,14 @@ TENDER_ID = UUID("018bcfe5-6800-4000-8000-000000000001")
 UID = UUID("018bcfe5-6800-4000-8000-000000000002")
 RESOURCE = ResourceId("default", "Deployment", "nginx")
 MANIFEST = canonical_json({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "nginx"}})
+
+NOT_BY_FORM = {
+    "an unknown field with a capital",
+    "a changed field",
+    "an added field",
+    "another signer",
+}
+"""Refusals that a reader of CDDL alone does not see: names in comments there, and signatures."""
 
 VALUES: list[Any] = [
     *(0, 1, 23, 24, 255, 256, 65_535, 65_536, 2**32 - 1, 2**32, 2**64 - 1, -1, -24, -25, -(2**64)),
@@ -88,6 +98,18 @@ REFUSED: list[tuple[str, str, str]] = [
     ("codec.utf8", "61ff", "a text that is not UTF-8"),
     ("codec.utf8", "63eda080", "half of a surrogate pair"),
     ("codec.depth", "81" * 16 + "80", "17 arrays inside each other"),
+]
+
+
+LIMITED: list[dict[str, Any]] = [
+    {"rule": "codec.size", "bytes": "420102", "max_size": 2, "what": "three bytes where two are allowed"},
+    {"rule": "codec.depth", "bytes": "818180", "max_depth": 2, "what": "three arrays where two are allowed"},
+    {
+        "rule": "codec.items",
+        "bytes": "83000102",
+        "max_items": 3,
+        "what": "four items where three are allowed",
+    },
 ]
 
 
@@ -146,9 +168,11 @@ def messages() -> list[tuple[SignedMessage, Identity]]:
         replicas=2,
         ordinals=(0, 1),
         manifest_digest=workload.digest,
-        sealed_manifest=b"stands for a sealed box, which is never the same twice",
+        sealed_manifest=b"-",
         **when,
     )
+    record = encode_message(signing.sign(workload, OWNER))
+    award = award.evolve(sealed_manifest=refusals.sealed_to(SEALING.public, record, b"\x06" * 32))
     event = Event(
         tender_id=TENDER_ID,
         node_id=NODE.peer_id,
@@ -213,7 +237,7 @@ def message_vector(message: SignedMessage, identity: Identity) -> dict[str, Any]
     }
 
 
-def refusals() -> list[dict[str, Any]]:
+def refused_bids() -> list[dict[str, Any]]:
     """Encodings that must not be read as a bid, or must not verify."""
     good = wire.to_wire(signing.sign(messages()[4][0], NODE))
     changes: list[tuple[str, str, dict[str, Any]]] = [
@@ -232,11 +256,38 @@ def refusals() -> list[dict[str, Any]]:
         ("signature.invalid", "an added field", {"price_ppm": 5}),
         ("signature.invalid", "another signer", {"node_id": OWNER.peer_id.raw}),
     ]
+    # What CDDL cannot say, or what is not a matter of form.
     rows = [(rule, what, {**good, **change}) for rule, what, change in changes]
     rows.append(("message.field", "a field left out", {k: v for k, v in good.items() if k != "slots"}))
     return [
-        {"rule": rule, "what": what, "encoding": cbor2.dumps(value, canonical=True).hex()}
+        {
+            "rule": rule,
+            "what": what,
+            "encoding": cbor2.dumps(value, canonical=True).hex(),
+            "by_form": what not in NOT_BY_FORM,
+        }
         for rule, what, value in rows
+    ]
+
+
+def refused_messages() -> list[dict[str, Any]]:
+    """Messages of the other types that do not verify, or are too large."""
+    by_type = {message.TYPE: signing.sign(message, key) for message, key in messages()}
+    award = by_type["award"].evolve(owner_pubkey=NODE.peer_id.raw)
+    service = by_type["service"].evolve(workload_id="default/Deployment/other")
+    mismatched = [
+        award.evolve(signature=OWNER.sign(signing.signed_bytes(award))),
+        service.evolve(signature=NODE.sign(signing.signed_bytes(service))),
+    ]
+    rows = [
+        {"rule": "signature.identity-mismatch", "encoding": encode_message(message).hex()}
+        for message in mismatched
+    ]
+    large = cbor2.dumps({**wire.to_wire(by_type["disposal"]), "later": bytes(65_536)}, canonical=True)
+    # Given by its length, for it is long: a disposal with an unknown field `later` of so many zero bytes.
+    return [
+        *rows,
+        {"rule": "codec.size", "disposal_with_zeros": 65_536, "sha256": hashlib.sha256(large).hexdigest()},
     ]
 
 
@@ -248,6 +299,9 @@ def membership() -> dict[str, Any]:
     member: Member = invite.accept(NODE, NOW + 1000, random=lambda size: b"\x23" * size)
     revoked = root.revoke(1, NOW + 2000, invites=(invite.id,), random=lambda size: b"\x24" * size)
     return {
+        "admissions": refusals.admissions(),
+        "revocation_lists": refusals.revocation_lists(),
+        "invites": refusals.invites(),
         "root_seed": root.seed().hex(),
         "root": str(root.peer_id),
         "invite": invite.text(),
@@ -293,20 +347,41 @@ def frames() -> list[dict[str, Any]]:
     ]
 
 
+def auction() -> dict[str, Any]:
+    """Winner lists, awards that are obeyed or refused, awards opened."""
+    signed = {message.TYPE: signing.sign(message, key) for message, key in messages() if key is OWNER}
+    tender, award, workload = signed["tender"], signed["award"], signed["workload"]
+    assert isinstance(tender, Tender)
+    assert isinstance(award, Award)
+    assert isinstance(workload, Workload)
+    return {
+        "winners": refusals.winners(),
+        "awards": refusals.awards(tender, award, OWNER),
+        "sealing_seed": SEALING.seed().hex(),
+        "opened": refusals.opened_awards(award, workload, OWNER),
+    }
+
+
 def files() -> dict[str, Any]:
     """File name → content."""
     return {
         "codec.json": {
             "values": [{"value": hexed(value), "encoding": codec.encode(value).hex()} for value in VALUES],
             "refused": [{"rule": rule, "bytes": data, "what": what} for rule, data, what in REFUSED],
+            "refused_under_limits": LIMITED,
         },
         "keys.json": keys(),
         "messages.json": {
             "accepted": [message_vector(message, identity) for message, identity in messages()],
-            "refused_as_bid": refusals(),
+            "refused_as_bid": refused_bids(),
+            "refused": refused_messages(),
         },
         "membership.json": membership(),
-        "rpc.json": frames(),
+        "rpc.json": {"frames": frames(), "streams": refusals.streams(), "calls": refusals.calls()},
+        "sealing.json": refusals.sealing(),
+        "replay.json": {**refusals.replay(), "stamps": refusals.stamps()},
+        "auction.json": auction(),
+        "texts.json": refusals.texts(),
     }
 
 

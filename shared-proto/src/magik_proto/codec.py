@@ -9,6 +9,7 @@ cbor2.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Final
 
 import cbor2
@@ -24,8 +25,8 @@ MAX_ITEMS: Final = 1 << 20
 of them would cost over 1 GB; with this limit a value never costs more than about 5× `MAX_SIZE`. At it:
 refused (``codec.items``)."""
 
-_BYTES, _TEXT, _ARRAY, _MAP, _TAG, _SIMPLE = 2, 3, 4, 5, 6, 7
-_STRINGS, _CONTAINERS = (_TEXT, _BYTES), (_ARRAY, _MAP)
+_TEXT, _ARRAY, _SIMPLE = 3, 4, 7
+"""Major types."""
 _NULL, _FALSE = 22, 20
 _INDEFINITE = 31
 _SCALARS: Final = frozenset({str, bytes, bool, type(None)})
@@ -42,10 +43,16 @@ def encode(value: Any) -> bytes:
     `LocalProtocolError` for anything that `decode` would not read again with its default limits: nothing
     leaves that a peer would refuse.
     """
+    return write(_Canonical().form(value, 0))
+
+
+def write(value: Any) -> bytes:
+    """The encoding of a `value` that is in canonical form already: maps in order, only the types that
+    `encode` takes, within its limits. Nothing of that is checked; `LocalProtocolError` for text that is no
+    Unicode and for more than `MAX_SIZE` bytes."""
     try:
-        # Already in order: cbor2's own canonical mode takes four times as long, and would let tags and floats
-        # through.
-        data = cbor2.dumps(_Canonical().form(value, 0))
+        # cbor2's own canonical mode takes four times as long, and would let tags and floats through.
+        data = cbor2.dumps(value)
     except (cbor2.CBOREncodeError, UnicodeEncodeError) as error:
         raise LocalProtocolError(f"cannot be encoded: {error}") from error
     if len(data) > MAX_SIZE:
@@ -79,7 +86,8 @@ def check(
     """Refuse `data` unless it is one value in canonical form within the limits (UTF-8 is left to `decode`).
 
     One loop over the heads, no recursion. `left` counts what the innermost open container still owes; in a
-    map it counts keys and values, so an even number means that a key comes next.
+    map it counts keys and values, so an even number means that a key comes next. The order of the branches is
+    that of how often they are taken, for this loop is the larger part of what decoding costs.
     """
     end = len(data)
     if end > max_size:
@@ -87,30 +95,36 @@ def check(
     open_containers: list[tuple[int, bool, bytes]] = []
     left, in_map, last_key = 1, False, b""
     pos, items = 0, 1
-    while True:
-        start = pos
+    while left or open_containers:
+        if not left:
+            left, in_map, last_key = open_containers.pop()
+            continue
         if pos >= end:
             raise RemoteProtocolError("codec.truncated", f"ends at byte {end} inside a value")
+        start = pos
         head = data[pos]
         pos += 1
-        major, argument = head >> 5, head & 31
+        argument = head & 31
         if argument > 23:
-            argument, pos = _long_argument(data, pos, major, argument)
-        is_key = in_map and not left & 1
-        if is_key and major != _TEXT:
-            raise RemoteProtocolError("codec.key-type", f"map key at byte {start} is not text")
-        left -= 1
-        if major in _STRINGS:
-            if argument > end - pos:
-                raise _too_long(start, argument, end - pos)
+            argument, pos = _long_argument(data, pos, head >> 5, argument)
+        if in_map and not left & 1:
+            if head >> 5 != _TEXT:
+                raise RemoteProtocolError("codec.key-type", f"map key at byte {start} is not text")
             pos += argument
-            if is_key:
-                key = data[start:pos]
-                if key <= last_key:
-                    raise _key_order(start, duplicate=key == last_key)
-                last_key = key
-        elif major in _CONTAINERS:
-            owed = argument << (major - _ARRAY)
+            if pos > end:
+                raise _too_long(start, argument, end - pos + argument)
+            key = data[start:pos]
+            if key <= last_key:
+                raise _key_order(start, duplicate=key == last_key)
+            last_key = key
+        elif head < 0x40:
+            pass  # an integer: the head is all of it
+        elif head < 0x80:
+            pos += argument
+            if pos > end:
+                raise _too_long(start, argument, end - pos + argument)
+        elif head < 0xC0:
+            owed = argument << (head >> 5) - _ARRAY
             items += owed
             if owed > end - pos:  # every item takes at least one byte
                 raise _too_long(start, owed, end - pos)
@@ -118,18 +132,16 @@ def check(
                 raise RemoteProtocolError("codec.items", f"more than {max_items} items")
             if len(open_containers) >= max_depth:
                 raise RemoteProtocolError("codec.depth", f"nested deeper than {max_depth} at byte {start}")
-            open_containers.append((left, in_map, last_key))
-            left, in_map, last_key = owed, major == _MAP, b""
-        elif major == _TAG:
+            open_containers.append((left - 1, in_map, last_key))
+            left, in_map, last_key = owed, head >= 0xA0, b""
+            continue
+        elif head < 0xE0:
             raise RemoteProtocolError("codec.tag", f"tag {argument} at byte {start}")
-        elif major == _SIMPLE and not _FALSE <= argument <= _NULL:
+        elif not _FALSE <= argument <= _NULL:
             raise RemoteProtocolError("codec.simple", f"simple value {argument} at byte {start}")
-        while not left:
-            if not open_containers:
-                if pos != end:
-                    raise RemoteProtocolError("codec.trailing", f"{end - pos} bytes after the value")
-                return
-            left, in_map, last_key = open_containers.pop()
+        left -= 1
+    if pos != end:
+        raise RemoteProtocolError("codec.trailing", f"{end - pos} bytes after the value")
 
 
 class _Canonical:
@@ -154,7 +166,7 @@ class _Canonical:
             return value
         if kind is dict:
             self._enter(2 * len(value), depth)
-            return {key: self.form(value[key], depth + 1) for key in _sorted_keys(value)}
+            return {key: self.form(value[key], depth + 1) for key in sorted_keys(value)}
         if kind is list or kind is tuple:
             self._enter(len(value), depth)
             return [item if type(item) in _SCALARS else self.form(item, depth + 1) for item in value]
@@ -169,9 +181,9 @@ class _Canonical:
             raise LocalProtocolError(f"cannot be encoded: more than {MAX_ITEMS} items")
 
 
-def _sorted_keys(value: dict[Any, Any]) -> list[str]:
+def sorted_keys(value: Iterable[Any]) -> list[str]:
     """The keys in the order of their encodings: by length in UTF-8, then by code points (the order of UTF-8
-    too)."""
+    too). `LocalProtocolError` for a key that is not text."""
     for key in value:
         if type(key) is not str:
             kind = type(key).__name__

@@ -155,6 +155,11 @@ class Tender(SignedMessage):
         return self.owner
 
     @property
+    def has_unknown(self) -> bool:
+        """Whether the tender or its requirements hold fields that this version does not know."""
+        return bool(self.extra or self.requirements.extra)
+
+    @property
     def replay_id(self) -> bytes:
         """Type and tender id."""
         return b"tender" + self.id.bytes
@@ -296,6 +301,7 @@ class Disposal(SignedMessage):
 
 MESSAGES: Final[tuple[type[SignedMessage], ...]] = (Tender, Bid, Award, Event, Disposal)
 """All messages that `decode_message` reads."""
+_MESSAGES: Final = wire.Family(MESSAGES)
 
 
 def decode_message(data: bytes) -> SignedMessage:
@@ -304,4 +310,4 @@ def decode_message(data: bytes) -> SignedMessage:
     Raises `RemoteProtocolError`: a rule of the codec, ``message.malformed``, ``message.unknown-type``,
     ``message.unknown-version``, ``message.field`` or ``signature.missing``.
     """
-    return wire.decode_any(MESSAGES, data)
+    return _MESSAGES.decode(data)

@@ -205,9 +205,10 @@ class ServiceRecord(SignedMessage):
 
 
 RECORDS: Final[tuple[type[SignedMessage], ...]] = (Workload, MachineRecord, ServiceRecord)
+_RECORDS: Final = wire.Family(RECORDS)
 
 
 def decode_record(data: bytes) -> SignedMessage:
     """The record in `data`, whichever of `RECORDS` it is; its signature is not checked yet. Errors as
     `decode_message`'s."""
-    return wire.decode_any(RECORDS, data)
+    return _RECORDS.decode(data)

@@ -6,7 +6,7 @@ import hashlib
 import os
 from typing import TypeVar
 
-from magik_proto import codec, wire
+from magik_proto import wire
 from magik_proto.errors import LocalProtocolError
 from magik_proto.identity import Identity, RandomSource, verify_signature
 from magik_proto.wire import SignedMessage
@@ -22,9 +22,8 @@ def domain(cls: type[SignedMessage]) -> bytes:
 def signed_bytes(message: SignedMessage) -> bytes:
     """What the signature of `message` is over: domain ‖ SHA-256(canonical CBOR of all fields but the
     signature)."""
-    value = wire.to_wire(message)
-    del value["signature"]
-    return domain(type(message)) + hashlib.sha256(codec.encode(value)).digest()
+    digest = message.digest_read or hashlib.sha256(wire.encode_unsigned(message)).digest()
+    return domain(type(message)) + digest
 
 
 def sign(message: M, identity: Identity) -> M:
@@ -34,7 +33,7 @@ def sign(message: M, identity: Identity) -> M:
         raise LocalProtocolError(
             f"{message.TYPE} names {message.signer} as signer, the key is {identity.peer_id}"
         )
-    return message.evolve(signature=identity.sign(signed_bytes(message)))
+    return message.with_signature(identity.sign(signed_bytes(message)))
 
 
 def verify(message: SignedMessage) -> None:

@@ -131,3 +131,39 @@ def test_the_random_source_is_the_one_that_was_published() -> None:
     assert SeededRandom(1).getrandbits(3) < 8
     assert SeededRandom(1).getrandbits(130).bit_length() <= 130
     assert 0 <= SeededRandom(5).random() < 1
+
+
+def test_the_hosts_are_known_and_one_without_alarms_is_left_alone() -> None:
+    network, other = pair(Conditions())
+    assert network.peers == (peer(1), peer(2))
+    network.run(100.0)
+    assert (network.stats.wakeups, other.rang) == (0, [])
+
+
+class Fickle(Recorder):
+    """Puts its alarm off when it hears something."""
+
+    def receive(self, source: PeerId, message: object, now: float) -> list[Send]:
+        assert self.alarm is not None
+        self.alarm += 1.0
+        return []
+
+
+def test_an_alarm_that_was_put_off_rings_when_it_is_due() -> None:
+    network: Network[Recorder] = Network(1, Conditions(latency_s=0.1, jitter_s=0.0))
+    fickle = network.add(peer(1), lambda: Fickle(alarm=0.5))
+    network.add(peer(2), Recorder)
+    network.act(peer(2), lambda actor, now: [Send(peer(1), "later")])
+    network.run(1.4)
+    assert fickle.rang == []
+    network.run(1.6)
+    assert fickle.rang == [pytest.approx(1.5)]
+
+
+def test_a_crash_while_something_is_due_and_one_without_a_wakeup() -> None:
+    network: Network[Recorder] = Network(1)
+    network.add(peer(1), lambda: Recorder(alarm=0.5))
+    network.crash(peer(1))
+    network.act(peer(1), lambda actor, now: [Send(peer(1), "nobody")])
+    network.run(1.0)
+    assert network.stats.wakeups == 0

@@ -7,6 +7,7 @@ from uuid import UUID
 import pytest
 
 from magik_proto import signing
+from magik_proto.credentials import Delegation, Member, Revocations
 from magik_proto.identity import Identity
 from magik_proto.messages import (
     Award,
@@ -22,7 +23,7 @@ from magik_proto.messages import (
     Toleration,
 )
 from magik_proto.records import MachineRecord, ServiceRecord, Workload
-from magik_proto.wire import SignedMessage
+from magik_proto.wire import SignedMessage, encode_message
 
 NOW = 1_700_000_000_000
 
@@ -166,10 +167,46 @@ def samples(owner: Identity, node: Identity) -> dict[str, SignedMessage]:
             node,
         ),
     ]
+    messages += credentials(owner, node)
     return {message.TYPE: signing.sign(message, identity) for message, identity in messages}
 
 
-TYPES = ["tender", "bid", "award", "event", "disposal", "workload", "machine", "service"]
+def credentials(root: Identity, delegate: Identity) -> list[tuple[SignedMessage, Identity]]:
+    """A delegation, a member by it, and revocations."""
+    delegation = Delegation(
+        root=root.peer_id,
+        delegate=delegate.peer_id,
+        roles=("run", "submit"),
+        issued=NOW,
+        expires=NOW + 1000,
+        member_life_ms=5000,
+        nonce=42,
+    )
+    member = Member(
+        peer=root.peer_id,
+        roles=("run", "submit"),
+        issued=NOW,
+        expires=NOW + 5000,
+        delegate=delegate.peer_id,
+        delegation=encode_message(signing.sign(delegation, root)),
+        nonce=42,
+    )
+    revocations = Revocations(
+        root=root.peer_id,
+        serial=3,
+        peers=(root.peer_id,),
+        invites=(delegate.peer_id,),
+        issued=NOW,
+        nonce=42,
+    )
+    return [(delegation, root), (member, delegate), (revocations, root)]
+
+
+TYPES = [
+    *("tender", "bid", "award", "event", "disposal"),
+    *("workload", "machine", "service"),
+    *("delegation", "member", "revocations"),
+]
 
 
 @pytest.fixture(params=TYPES)

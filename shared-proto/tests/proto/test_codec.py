@@ -201,3 +201,22 @@ def test_many_empty_containers_stay_within_the_stated_memory() -> None:
     assert len(codec.decode(data)) == count
     with pytest.raises(RemoteProtocolError, match=r"codec\.items"):
         codec.decode(b"\x9a" + (count + 1).to_bytes(4, "big") + b"\xa0" * (count + 1))
+
+
+def test_the_check_alone_holds_the_limit_of_size() -> None:
+    codec.check(b"\x41a", max_size=2)
+    with pytest.raises(RemoteProtocolError, match=r"codec\.size"):
+        codec.check(b"\x42ab", max_size=2)
+
+
+def test_a_key_longer_than_what_is_left_is_refused_before_it_is_taken() -> None:
+    for data in (b"\xa1\x62a", b"\xa1\x7b\x7f\xff\xff\xff\xff\xff\xff\xff"):
+        with pytest.raises(RemoteProtocolError, match=r"codec\.length"):
+            codec.decode(data)
+
+
+def test_what_is_canonical_is_written_as_it_stands() -> None:
+    assert codec.write({"b": 1, "aa": [None, True]}) == codec.encode({"aa": [None, True], "b": 1})
+    for bad in ("\ud800", bytes(codec.MAX_SIZE)):
+        with pytest.raises(LocalProtocolError, match="cannot be encoded"):
+            codec.write(bad)

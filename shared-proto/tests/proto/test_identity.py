@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import operator
 import pickle
 
 import pytest
@@ -211,3 +212,14 @@ def test_bootstrap_peers_are_read_and_written(owner: Identity) -> None:
     for bad in ("", str(owner.peer_id), "00@10.0.0.1:1", f"{owner.peer_id}@10.0.0.1"):
         with pytest.raises(RemoteProtocolError):
             BootstrapPeer.parse(bad)
+
+
+def test_peer_ids_are_ordered_by_their_bytes() -> None:
+    low, high = PeerId(bytes(32)), PeerId(b"\xff" * 32)
+    again = PeerId(bytes(32))
+    assert [low < high, low <= high, low <= again, high > low, high >= low, low >= again] == [True] * 6
+    assert [low > high, low >= high, high < low, high <= low, low < again, low > again] == [False] * 6
+    assert (hash(low), low) == (hash(again), again)
+    for compare in (operator.lt, operator.le, operator.gt, operator.ge):
+        with pytest.raises(TypeError):
+            compare(low, low.raw)

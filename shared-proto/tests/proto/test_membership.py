@@ -313,3 +313,12 @@ def test_roles_have_one_form(member: Member, roles: Any) -> None:
 def test_errors_of_membership_are_remote(policy: MembershipPolicy, node: Identity) -> None:
     with pytest.raises(RemoteProtocolError):
         policy.admit(node.peer_id, None, NOW)
+
+
+def test_credentials_say_what_they_are_about(root: RootKey, node: Identity) -> None:
+    invite = root.invite(NOW)
+    member = invite.accept(node, NOW)
+    revoked = root.revoke(1, NOW)
+    assert invite.delegation.replay_id == b"delegation" + invite.id.raw
+    assert member.replay_id == b"member" + node.peer_id.raw
+    assert revoked.replay_id == b"revocations" + root.peer_id.raw

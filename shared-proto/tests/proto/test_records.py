@@ -8,7 +8,7 @@ from typing import Any
 import attrs
 import pytest
 
-from magik_proto.errors import LocalProtocolError
+from magik_proto.errors import LocalProtocolError, RemoteProtocolError
 from magik_proto.identity import PeerId
 from magik_proto.records import SERVICE_LIFE_MS, ServiceRecord, Workload, canonical_json
 from magik_proto.wire import SignedMessage
@@ -57,3 +57,12 @@ def test_canonical_json_has_one_form() -> None:
 def test_what_json_cannot_say_is_our_error(value: Any) -> None:
     with pytest.raises(LocalProtocolError):
         canonical_json({"value": value})
+
+
+def test_a_service_record_names_its_workload_once(samples: dict[str, SignedMessage]) -> None:
+    record = samples["service"]
+    assert isinstance(record, ServiceRecord)
+    assert record.timestamp == record.ts
+    record.check()
+    with pytest.raises(RemoteProtocolError, match=r"signature\.identity-mismatch"):
+        attrs.evolve(record, workload_name="other").check()

@@ -127,6 +127,11 @@ class Network(Generic[ActorT]):
         """The actor, None while crashed."""
         return self._hosts[peer].actor
 
+    @property
+    def peers(self) -> tuple[PeerId, ...]:
+        """All that were added, in that order."""
+        return tuple(self._hosts)
+
     def act(self, peer: PeerId, action: Callable[[ActorT, float], list[Send]]) -> None:
         """Let an actor do something now, as its user would: `action(actor, its clock)`."""
         host = self._hosts[peer]

@@ -1,4 +1,4 @@
-"""Strategies for hypothesis: valid messages of the machine plane, unsigned.  The only module that needs
+"""Strategies for hypothesis: valid messages, records and credentials, unsigned.  The only module that needs
 hypothesis.
 """
 
@@ -8,6 +8,7 @@ from uuid import UUID
 
 from hypothesis import strategies as st
 
+from magik_proto.credentials import Delegation, Member, Revocations
 from magik_proto.identity import PeerId
 from magik_proto.messages import (
     Award,
@@ -22,6 +23,7 @@ from magik_proto.messages import (
     Tender,
     Toleration,
 )
+from magik_proto.records import MachineRecord, ServiceRecord, Workload, canonical_json
 
 PPM = 1_000_000
 _names = st.from_regex(r"[a-z]([a-z0-9]{0,8}[a-z0-9])?", fullmatch=True)
@@ -136,4 +138,101 @@ disposals: st.SearchStrategy[Disposal] = st.builds(
 )
 messages: st.SearchStrategy[Tender | Bid | Award | Event | Disposal] = st.one_of(
     tenders, bids, awards, events, disposals
+)
+
+
+# -- records and credentials -----------------------------------------------------------------------
+
+_u64 = st.integers(0, (1 << 64) - 1)
+_addresses = st.lists(
+    st.one_of(
+        st.tuples(st.ip_addresses(v=4), st.integers(1, 65_535)).map(lambda pair: f"{pair[0]}:{pair[1]}"),
+        st.tuples(st.ip_addresses(v=6), st.integers(1, 65_535)).map(lambda pair: f"[{pair[0]}]:{pair[1]}"),
+    ),
+    max_size=3,
+).map(tuple)
+_labels = st.dictionaries(_names, _names, max_size=3)
+_roles = st.sets(st.sampled_from(("run", "submit", "watch")), min_size=1).map(frozenset)
+
+workloads: st.SearchStrategy[Workload] = st.builds(
+    Workload,
+    resource=resource_ids,
+    uid=uuids,
+    generation=_generations,
+    replicas=st.integers(0, 10_000),
+    manifest=st.dictionaries(_names, _names, max_size=3).map(canonical_json),
+    author=peer_ids,
+    stamp=_u64,
+    timestamp=_timestamps,
+    nonce=_nonces,
+)
+machine_records: st.SearchStrategy[MachineRecord] = st.builds(
+    MachineRecord,
+    peer=peer_ids,
+    addrs=_addresses,
+    labels=_labels,
+    member=st.one_of(st.none(), st.binary(min_size=1, max_size=200)),
+    seq=_u64,
+    timestamp=_timestamps,
+    nonce=_nonces,
+)
+
+
+@st.composite
+def _service_records(draw: st.DrawFn) -> ServiceRecord:
+    resource = draw(resource_ids)
+    return ServiceRecord(
+        workload_id=str(resource),
+        namespace=resource.namespace,
+        workload_kind=resource.kind,
+        workload_name=resource.name,
+        peer_id=draw(peer_ids),
+        pod_name=draw(_names),
+        ordinal=draw(st.one_of(st.none(), st.integers(0, 1000))),
+        addrs=draw(_addresses),
+        caps=draw(st.dictionaries(_names, st.one_of(st.booleans(), _u64, _names), max_size=3)),
+        ports=draw(st.dictionaries(_names, st.integers(1, 65_535), max_size=3)),
+        version=draw(_u64),
+        ts=draw(_timestamps),
+        ready=draw(st.booleans()),
+        healthy=draw(st.booleans()),
+        nonce=draw(_nonces),
+    )
+
+
+service_records: st.SearchStrategy[ServiceRecord] = _service_records()
+delegations: st.SearchStrategy[Delegation] = st.builds(
+    Delegation,
+    root=peer_ids,
+    delegate=peer_ids,
+    roles=_roles,
+    issued=_timestamps,
+    expires=_timestamps,
+    member_life_ms=st.integers(0, 1 << 40),
+    nonce=_nonces,
+)
+members: st.SearchStrategy[Member] = st.builds(
+    Member,
+    peer=peer_ids,
+    roles=_roles,
+    issued=_timestamps,
+    expires=_timestamps,
+    delegate=peer_ids,
+    delegation=st.binary(min_size=1, max_size=300),
+    nonce=_nonces,
+)
+revocations: st.SearchStrategy[Revocations] = st.builds(
+    Revocations,
+    root=peer_ids,
+    serial=st.integers(1, 1 << 40),
+    peers=st.lists(peer_ids, max_size=4).map(tuple),
+    invites=st.lists(peer_ids, max_size=4).map(tuple),
+    issued=_timestamps,
+    nonce=_nonces,
+)
+records: st.SearchStrategy[Workload | MachineRecord | ServiceRecord] = st.one_of(
+    workloads, machine_records, service_records
+)
+credentials: st.SearchStrategy[Delegation | Member | Revocations] = st.one_of(
+    delegations, members, revocations
 )
