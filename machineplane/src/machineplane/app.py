@@ -77,6 +77,9 @@ RESERVE_READ_S = 30.0  # how often capacity is read again: disks fill, cgroup li
 LOST_NODE_SHOWN_MS = 300_000  # how long a machine that is gone is shown as not ready
 
 
+_ENDING = (signal.SIGTERM, signal.SIGINT)
+
+
 class DaemonError(Exception):
     """The daemon cannot start or go on; the text says what is wrong and what to do."""
 
@@ -113,6 +116,8 @@ def run(config: Config) -> int:
             with _signals_held():
                 # Before Trio: the helper must come from a process that has one thread.
                 zygote = stack.enter_context(start_zygote())
+            # Trio's own start is no place for a signal: one that comes now waits until `_serve` can hear it.
+            signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
             trio.run(_serve, config, credentials, runtime_config, zygote)
     except* (PortTaken, MeshError, PodNetworkError, NftError, ImageError, RuntimeFault, DaemonError) as group:
         raise DaemonError(_first(group)) from group
@@ -123,8 +128,7 @@ def run(config: Config) -> int:
 def _signals_held() -> Iterator[None]:
     """A signal that comes within takes effect at the end: nobody leaves a helper that is just saying hello."""
     held: list[int] = []
-    numbers = (signal.SIGTERM, signal.SIGINT)
-    before = {number: signal.signal(number, lambda n, _: held.append(n)) for number in numbers}
+    before = {number: signal.signal(number, lambda n, _: held.append(n)) for number in _ENDING}
     try:
         yield
     finally:
@@ -179,7 +183,8 @@ async def _serve(
     config: Config, credentials: Credentials, runtime_config: RuntimeConfig, zygote: Zygote
 ) -> None:
     """Run the machine until a signal, which may come while it is still starting."""
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+    with trio.open_signal_receiver(*_ENDING) as signals:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_run_machine, config, credentials, runtime_config, zygote)
             number = await anext(signals)
