@@ -28,6 +28,8 @@ from typing import Any, Literal, Protocol
 
 from attrs import frozen
 
+from machineplane.channels import Session
+
 from .kinds import Kind
 
 #: A Kubernetes object as JSON says it.
@@ -71,6 +73,17 @@ class LogOptions:
     timestamps: bool = False
     previous: bool = False
     limit_bytes: int | None = None
+
+
+@frozen
+class ExecOptions:
+    """What to run in a container, and which of its streams the client wants."""
+
+    command: tuple[str, ...]
+    stdin: bool = False
+    stdout: bool = False
+    stderr: bool = False
+    tty: bool = False
 
 
 class Watch(Protocol):
@@ -161,5 +174,14 @@ class Backend(Protocol):
 
         Errors are raised on entering, before the first byte; with ``follow`` the iterator ends when the
         container does.
+        """
+        ...
+
+    def execute(
+        self, namespace: str, pod: str, container: str, options: ExecOptions
+    ) -> AbstractAsyncContextManager[Session]:
+        """Run a command in a container; leaving the context ends it.
+
+        Raises :class:`~machineplane.channels.SessionRefused` on entering, with the reason.
         """
         ...
