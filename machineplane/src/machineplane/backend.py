@@ -146,12 +146,24 @@ class FabricBackend:
             yield session
 
     @asynccontextmanager
+    async def forward(
+        self, namespace: str, pod: str, port: int
+    ) -> AsyncIterator[trio.abc.HalfCloseableStream]:
+        entry = self._running(namespace, pod)
+        async with self._sessions.forward(entry.node, {"uid": entry.uid, "port": port}) as stream:
+            yield stream
+
+    @asynccontextmanager
     async def _session(self, method: str, namespace: str, pod: str, query: Query) -> AsyncIterator[Session]:
+        entry = self._running(namespace, pod)
+        async with self._sessions.open(entry.node, method, {**query, "uid": entry.uid}) as session:
+            yield session
+
+    def _running(self, namespace: str, pod: str) -> PodEntry:
         entry = self._pod_entry(namespace, pod)
         if entry is None:
             raise SessionRefused(f"pod {pod} runs on no machine yet")
-        async with self._sessions.open(entry.node, method, {**query, "uid": entry.uid}) as session:
-            yield session
+        return entry
 
     def _pod_entry(self, namespace: str, name: str) -> PodEntry | None:
         """The newest living pod of that name, else one that is ending."""

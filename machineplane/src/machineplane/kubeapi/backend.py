@@ -26,6 +26,7 @@ from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Literal, Protocol
 
+import trio
 from attrs import frozen
 
 from machineplane.channels import Session
@@ -181,6 +182,15 @@ class Backend(Protocol):
         self, namespace: str, pod: str, container: str, options: ExecOptions
     ) -> AbstractAsyncContextManager[Session]:
         """Run a command in a container; leaving the context ends it.
+
+        Raises :class:`~machineplane.channels.SessionRefused` on entering, with the reason.
+        """
+        ...
+
+    def forward(
+        self, namespace: str, pod: str, port: int
+    ) -> AbstractAsyncContextManager[trio.abc.HalfCloseableStream]:
+        """A connection to a port inside a pod, closed with the context.
 
         Raises :class:`~machineplane.channels.SessionRefused` on entering, with the reason.
         """

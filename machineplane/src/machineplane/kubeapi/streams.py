@@ -11,6 +11,7 @@ from .calls import Call, Target
 from .context import Api
 from .errors import ApiError
 from .execs import serve_exec
+from .forwards import TUNNEL, serve_forward
 from .guard import Application
 from .targets import find_target
 from .websocket import ClientGone, Receive, Scope, Send, WebSocket, refuse
@@ -21,7 +22,9 @@ Serve = Callable[[Api, Call, Target, WebSocket, str], Awaitable[None]]
 CHANNELS: Final = ("v5.channel.k8s.io", "v4.channel.k8s.io")
 
 #: For a subresource of pods: the subprotocols, best first, and who speaks them.
-ROUTES: Final[Mapping[str, tuple[Sequence[str], Serve]]] = MappingProxyType({"exec": (CHANNELS, serve_exec)})
+ROUTES: Final[Mapping[str, tuple[Sequence[str], Serve]]] = MappingProxyType(
+    {"exec": (CHANNELS, serve_exec), "portforward": ((TUNNEL,), serve_forward)}
+)
 
 _log = structlog.get_logger("kubeapi")
 

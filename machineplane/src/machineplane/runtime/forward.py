@@ -38,7 +38,7 @@ async def _connected(worker: PodWorker, port: int) -> trio.socket.SocketType:
         try:
             sock = await trio.to_thread.run_sync(_socket_inside, worker.book.record.infra_pid, family)
         except OSError as error:
-            refusals.append(f"{host}: {error.strerror}")
+            refusals.append(f"{host}: {_reason(error)}")
             continue
         try:
             with trio.fail_after(CONNECT_TIMEOUT_S):
@@ -46,12 +46,18 @@ async def _connected(worker: PodWorker, port: int) -> trio.socket.SocketType:
             return sock
         except (OSError, trio.TooSlowError) as error:
             sock.close()
-            refusals.append(f"{host}: {getattr(error, 'strerror', None) or 'no answer'}")
+            refusals.append(f"{host}: {_reason(error)}")
         except BaseException:
             sock.close()
             raise
     said = "; ".join(refusals)
     raise SessionUnavailable(f"port {port} of pod {worker.book.status.name} takes no connection ({said})")
+
+
+def _reason(error: OSError | trio.TooSlowError) -> str:
+    if isinstance(error, trio.TooSlowError):
+        return f"no answer within {CONNECT_TIMEOUT_S:.0f} s"
+    return (os.strerror(error.errno) if error.errno else str(error)).lower()
 
 
 def _socket_inside(infra_pid: int, family: int) -> trio.socket.SocketType:
