@@ -112,9 +112,13 @@ class Execs:
 
 
 def _kill(pid: int, which: int) -> None:
-    """The whole group, if the process leads one; the process is not reaped, so neither number can be another's."""
+    """A process and its group, which libcrun begins with each exec: it is led by an intermediate process that has ended.
+
+    The process is not reaped, so neither number can be another's; only where it is in our own group it dies alone.
+    """
     with contextlib.suppress(ProcessLookupError):
-        if os.getpgid(pid) == pid:
-            os.killpg(pid, which)
-        else:
+        group = os.getpgid(pid)
+        if group == os.getpgid(0):
             os.kill(pid, which)
+        else:
+            os.killpg(group, which)
