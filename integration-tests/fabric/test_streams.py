@@ -199,6 +199,41 @@ def test_cp_both_ways(lab: Lab, machine: str, tmp_path: Path) -> None:
     assert (tmp_path / "back" / "deep" / "b").read_bytes() == (tmp_path / "there" / "deep" / "b").read_bytes()
 
 
+# -- attach
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+def test_attach_shows_output_from_now_on_and_leaves_the_container_alone(lab: Lab, machine: str) -> None:
+    script = "echo early; while :; do sleep 0.3; echo out; echo err >&2; done"
+    lab.apply("m0", pod("talk", script))
+    wait_for("the pod runs", lambda: is_ready(lab.get("m1", "pod", "talk")[0]))
+    with subprocess.Popen(
+        [program("1.32"), "attach", "talk"],
+        env=environment(lab, machine),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as client:
+        assert client.stdout is not None and client.stderr is not None
+        assert client.stdout.readline() == b"out\n"
+        assert b"err\n" in (client.stderr.readline(), client.stderr.readline())
+        client.kill()
+    assert is_ready(lab.get("m1", "pod", "talk")[0])
+    refused = kubectl(lab, machine, "attach", "-i", "talk")
+    assert refused.returncode == 1 and b"stdin" in refused.stderr, refused.stderr
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+def test_attach_gives_stdin_and_ends_with_the_container(lab: Lab, machine: str) -> None:
+    name = f"read-{machine}"
+    script = "while read line; do echo got $line; done; echo end of stdin"
+    lab.apply("m0", pod(name, script, stdin=True, stdinOnce=True))
+    wait_for("the pod runs", lambda: is_ready(lab.get("m1", "pod", name)[0]))
+    done = kubectl(lab, machine, "attach", "-i", name, stdin=b"one\ntwo\n")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == b"got one\ngot two\nend of stdin\n"
+    wait_for("it has ended", lambda: lab.get(machine, "pod", name)[0]["status"]["phase"] == "Succeeded", 10)
+
+
 # -- nothing is left
 
 

@@ -22,7 +22,7 @@ import structlog
 import trio
 from attrs import evolve
 
-from machineplane import __version__
+from machineplane import __version__, channels
 from machineplane.backend import FabricBackend
 from machineplane.channels import Session, SessionRefused
 from machineplane.config import Config, ConfigError, default_node_name, pod_subnet
@@ -36,7 +36,7 @@ from machineplane.fabric.nodes import Host, node_labels, node_object
 from machineplane.fabric.objects import render
 from machineplane.fabric.pods import DeployError, PodKeeper
 from machineplane.fabric.remote import LogQuery, LogUnavailable, Remote
-from machineplane.fabric.sessions import EXEC, Query, Sessions
+from machineplane.fabric.sessions import ATTACH, EXEC, Query, Sessions
 from machineplane.fabric.table import Table
 from machineplane.fabric.view import View
 from machineplane.keys import Credentials, KeyFileError, load_credentials
@@ -243,7 +243,7 @@ class Machine:
             dispose=self.disposals.dispose,
         )
         self.remote = Remote(node, hold=self.guardian.hold, stop=self.keeper.stop, open_log=self._open_log)
-        self.sessions = Sessions(node, {EXEC: self._open_exec}, self._connect)
+        self.sessions = Sessions(node, {EXEC: self._open_exec, ATTACH: self._open_attach}, self._connect)
         self.backend = FabricBackend(
             identity=credentials.identity,
             wall=wall_ms,
@@ -445,6 +445,17 @@ class Machine:
         try:
             request = ExecRequest(command=tuple(command), **flags)
             async with self.runtime.execute(uid, container, request) as session:
+                yield session
+        except PodError as error:
+            raise SessionRefused(str(error)) from error
+
+    @asynccontextmanager
+    async def _open_attach(self, query: Query) -> AsyncIterator[Session]:
+        names = {"stdin": channels.STDIN, "stdout": channels.STDOUT, "stderr": channels.STDERR}
+        wanted = frozenset(channel for name, channel in names.items() if query.get(name) is True)
+        uid, container = str(query.get("uid", "")), str(query.get("container", ""))
+        try:
+            async with self.runtime.attach(uid, container, wanted) as session:
                 yield session
         except PodError as error:
             raise SessionRefused(str(error)) from error

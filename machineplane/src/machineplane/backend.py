@@ -20,9 +20,17 @@ from machineplane.fabric.holdings import HoldingsFull
 from machineplane.fabric.manifests import Manifest, Object, manifest_of, replicas_of
 from machineplane.fabric.objects import BUILT_IN_NAMESPACES, built_in_namespace, rfc3339
 from machineplane.fabric.remote import LogUnavailable, Remote
-from machineplane.fabric.sessions import EXEC, Query, Sessions
+from machineplane.fabric.sessions import ATTACH, EXEC, Query, Sessions
 from machineplane.fabric.view import Change, PodEntry, View
-from machineplane.kubeapi.backend import ExecOptions, Listing, LogOptions, Propagation, Watch, WatchEvent
+from machineplane.kubeapi.backend import (
+    AttachOptions,
+    ExecOptions,
+    Listing,
+    LogOptions,
+    Propagation,
+    Watch,
+    WatchEvent,
+)
 from machineplane.kubeapi.errors import ApiError, Cause
 from machineplane.kubeapi.kinds import Kind
 from magik_proto.errors import InvalidField
@@ -143,6 +151,14 @@ class FabricBackend:
     ) -> AsyncIterator[Session]:
         query = {**asdict(options), "command": list(options.command), "container": container}
         async with self._session(EXEC, namespace, pod, query) as session:
+            yield session
+
+    @asynccontextmanager
+    async def attach(
+        self, namespace: str, pod: str, container: str, options: AttachOptions
+    ) -> AsyncIterator[Session]:
+        query = {**asdict(options), "container": container}
+        async with self._session(ATTACH, namespace, pod, query) as session:
             yield session
 
     @asynccontextmanager

@@ -87,6 +87,15 @@ class ExecOptions:
     tty: bool = False
 
 
+@frozen
+class AttachOptions:
+    """Which streams of a container's own process the client wants."""
+
+    stdin: bool = False
+    stdout: bool = False
+    stderr: bool = False
+
+
 class Watch(Protocol):
     """An open watch: iterate for events; it ends only with its context (or by raising ``ApiError.expired`` on
     overflow).
@@ -182,6 +191,15 @@ class Backend(Protocol):
         self, namespace: str, pod: str, container: str, options: ExecOptions
     ) -> AbstractAsyncContextManager[Session]:
         """Run a command in a container; leaving the context ends it.
+
+        Raises :class:`~machineplane.channels.SessionRefused` on entering, with the reason.
+        """
+        ...
+
+    def attach(
+        self, namespace: str, pod: str, container: str, options: AttachOptions
+    ) -> AbstractAsyncContextManager[Session]:
+        """A container's own process: output from now on, stdin if it has one; leaving the context leaves it alone.
 
         Raises :class:`~machineplane.channels.SessionRefused` on entering, with the reason.
         """

@@ -1,4 +1,4 @@
-"""``pods/<name>/exec`` in the ``channel.k8s.io`` protocols: each message is a channel's number and its bytes.
+"""``pods/<name>/exec`` and ``attach`` in the ``channel.k8s.io`` protocols: each message is a channel's number and its bytes.
 
 The result is a ``Status`` on channel 3, then the socket closes. Version 5 differs from 4 in that it can end stdin.
 """
@@ -13,7 +13,7 @@ import trio
 from machineplane import channels
 from machineplane.channels import Session, SessionRefused
 
-from .backend import ExecOptions, Object
+from .backend import AttachOptions, ExecOptions, Object
 from .calls import Call, Target
 from .context import Api
 from .errors import ApiError, Cause
@@ -32,6 +32,15 @@ async def serve_exec(api: Api, call: Call, target: Target, socket: WebSocket, su
 
     def opened(container: str) -> AbstractAsyncContextManager[Session]:
         return api.backend.execute(str(target.namespace), str(target.name), container, exec_options(call))
+
+    await serve_session(api, call, target, socket, subprotocol, opened)
+
+
+async def serve_attach(api: Api, call: Call, target: Target, socket: WebSocket, subprotocol: str) -> None:
+    """Show a container's output, and give it stdin. A terminal is not offered: no container here has one."""
+
+    def opened(container: str) -> AbstractAsyncContextManager[Session]:
+        return api.backend.attach(str(target.namespace), str(target.name), container, attach_options(call))
 
     await serve_session(api, call, target, socket, subprotocol, opened)
 
@@ -59,21 +68,34 @@ def _said(error: BaseException) -> dict[str, Any]:
     return found.status()
 
 
+def attach_options(call: Call) -> AttachOptions:
+    """From the query. Raises ApiError 400."""
+    if call.flag("tty"):
+        raise ApiError.bad_request("containers have no terminals in this version: attach without --tty (-t)")
+    return AttachOptions(**_wanted(call))
+
+
+def _wanted(call: Call) -> dict[str, bool]:
+    flags = {name: call.flag(name) for name in ("stdin", "stdout", "stderr")}
+    if not any(flags.values()):
+        raise ApiError.bad_request("you must specify at least one of stdin, stdout, stderr")
+    return flags
+
+
 def exec_options(call: Call) -> ExecOptions:
     """From the query. Raises ApiError 400."""
     command = call.words.get("command", ())
     if not command or not command[0]:
         raise ApiError.bad_request("you must specify at least one command for the container")
-    flags = {name: call.flag(name) for name in ("stdin", "stdout", "stderr", "tty")}
-    if not any(flags[name] for name in ("stdin", "stdout", "stderr")):
-        raise ApiError.bad_request("you must specify at least one of stdin, stdout, stderr")
-    return ExecOptions(command, **flags)
+    return ExecOptions(command, **_wanted(call), tty=call.flag("tty"))
 
 
 def _check_alive(pod: Object) -> None:
     phase = (pod.get("status") or {}).get("phase")
     if phase in ("Succeeded", "Failed"):
-        raise ApiError.bad_request(f"cannot exec in a container of a completed pod; current phase is {phase}")
+        raise ApiError.bad_request(
+            f"the containers of a completed pod cannot be entered; current phase is {phase}"
+        )
 
 
 def exit_status(code: int) -> dict[str, Any]:

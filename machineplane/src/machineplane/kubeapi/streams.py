@@ -10,7 +10,7 @@ import structlog
 from .calls import Call, Target
 from .context import Api
 from .errors import ApiError
-from .execs import serve_exec
+from .execs import serve_attach, serve_exec
 from .forwards import TUNNEL, serve_forward
 from .guard import Application
 from .targets import find_target
@@ -23,7 +23,11 @@ CHANNELS: Final = ("v5.channel.k8s.io", "v4.channel.k8s.io")
 
 #: For a subresource of pods: the subprotocols, best first, and who speaks them.
 ROUTES: Final[Mapping[str, tuple[Sequence[str], Serve]]] = MappingProxyType(
-    {"exec": (CHANNELS, serve_exec), "portforward": ((TUNNEL,), serve_forward)}
+    {
+        "attach": (CHANNELS, serve_attach),
+        "exec": (CHANNELS, serve_exec),
+        "portforward": ((TUNNEL,), serve_forward),
+    }
 )
 
 _log = structlog.get_logger("kubeapi")

@@ -4,6 +4,7 @@ import secrets
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
+import trio
 from attrs import frozen
 
 from machineplane import channels
@@ -62,7 +63,7 @@ async def open_exec(
             raise SessionUnavailable(str(error)) from error
         link = worker.link
 
-        async def wait() -> Frame:
+        async def wait(_: trio.Event) -> Frame:
             return channels.exited(await link.wait_executed(number))
 
         yield await stack.enter_async_context(open_session(stdio, wait))

@@ -8,6 +8,7 @@ import trio
 
 from machineplane.channels import Session
 from machineplane.runtime import record
+from machineplane.runtime.attach import open_attach
 from machineplane.runtime.bundle import check_pod
 from machineplane.runtime.bundle.supported import all_containers
 from machineplane.runtime.changes import Change, Changes
@@ -167,6 +168,17 @@ class Runtime:
             SessionUnavailable: on entering: no such container, it does not run, or the command cannot be run.
         """
         return open_exec(self._services.config, self._worker(uid), container, request)
+
+    def attach(
+        self, uid: str, container: str, wanted: frozenset[int]
+    ) -> AbstractAsyncContextManager[Session]:
+        """The ``wanted`` channels of a running container's own process; leaving the context leaves it alone.
+
+        Raises:
+            PodNotFound: there is no such pod here.
+            SessionUnavailable: on entering: no such container, it does not run, or has no stdin.
+        """
+        return open_attach(self._worker(uid), container, wanted)
 
     def connect(self, uid: str, port: int) -> AbstractAsyncContextManager[trio.SocketStream]:
         """A connection to a port inside a pod, closed with the context.

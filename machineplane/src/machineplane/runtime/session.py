@@ -1,6 +1,6 @@
 """A session with a process in a container: what it writes, in order, and at last how it ended."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 
 import trio
@@ -9,6 +9,9 @@ from machineplane import channels
 from machineplane.channels import Frame, SessionRefused
 from machineplane.runtime.errors import RuntimeFault
 from machineplane.runtime.stdio import Stdio
+
+Wait = Callable[[trio.Event], Awaitable[Frame]]
+"""Waits for the result; the event says that all outputs have come to their end before it."""
 
 READ_BYTES = channels.MAX_PAYLOAD
 STALL_S = 90.0
@@ -60,7 +63,7 @@ class ProcessSession:
 
 
 @asynccontextmanager
-async def open_session(stdio: Stdio, wait: Callable[[], Awaitable[Frame]]) -> AsyncIterator[ProcessSession]:
+async def open_session(stdio: Stdio, wait: Wait) -> AsyncIterator[ProcessSession]:
     """Read ``stdio``'s outputs until they end or ``wait`` says what the result is. Closes ``stdio``."""
     sender, receiver = trio.open_memory_channel[Frame](0)
     try:
@@ -74,20 +77,27 @@ async def open_session(stdio: Stdio, wait: Callable[[], Awaitable[Frame]]) -> As
 
 async def _read_all(
     stdio: Stdio,
-    wait: Callable[[], Awaitable[Frame]],
+    wait: Wait,
     sender: trio.MemorySendChannel[Frame],
 ) -> None:
     readers = [_Reader(channel, stream, sender) for channel, stream in stdio.outputs.items()]
+    silent = trio.Event()
     async with trio.open_nursery() as nursery:
-        for reader in readers:
-            nursery.start_soon(reader.run)
+        nursery.start_soon(_run_all, readers, silent)
         try:
-            result = await wait()
+            result = await wait(silent)
         except RuntimeFault as error:
             result = channels.failed(str(error))
         for reader in readers:
             reader.finish()
     await sender.send(result)
+
+
+async def _run_all(readers: Sequence["_Reader"], silent: trio.Event) -> None:
+    async with trio.open_nursery() as nursery:
+        for reader in readers:
+            nursery.start_soon(reader.run)
+    silent.set()
 
 
 class _Reader:

@@ -112,6 +112,7 @@ class ShimLink:
         layers: Sequence[Path],
         log: Path,
         cgroup: str,
+        stdin: bool = False,
     ) -> int:
         """Create a container; answers its first process's id, which waits for :meth:`start`."""
         answer = await self._client.request(
@@ -123,6 +124,7 @@ class ShimLink:
             layers=[str(layer) for layer in layers],
             log=str(log),
             cgroup=cgroup,
+            stdin=stdin,
         )
         return int(answer["pid"])
 
@@ -162,6 +164,28 @@ class ShimLink:
             with trio.CancelScope(shield=True), suppress(HelperError):
                 await self._end(number)
             del self._execs[number]
+
+    @asynccontextmanager
+    async def attached(self, container_id: str, stdout: int, stderr: int) -> AsyncIterator[None]:
+        """Have a container's output, from now on, written to these pipes too, until the context ends.
+
+        A pipe that is full is closed: the container never waits for it.
+
+        Raises:
+            HelperError: the container does not run, or too many are attached.
+        """
+        number = secrets.randbits(31)
+        try:
+            await self._client.request("attach", fds=(stdout, stderr), attach=number, container=container_id)
+            yield
+        finally:
+            with trio.CancelScope(shield=True), suppress(HelperError):
+                await self._client.request("detach", attach=number)
+
+    async def end_input(self, container_id: str) -> None:
+        """No more stdin will come for a container; one that has ended is fine."""
+        with suppress(HelperError):
+            await self._client.request("end-input", container=container_id)
 
     async def _request_exec(self, number: int, **fields: Any) -> None:
         try:

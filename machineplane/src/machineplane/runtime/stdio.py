@@ -10,7 +10,7 @@ import os
 import socket
 import struct
 import termios
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -32,6 +32,8 @@ class Stdio:
     input: trio.lowlevel.FdStream | None = None
     outputs: dict[int, trio.lowlevel.FdStream] = field(factory=dict)
     terminal: int | None = None
+    input_ended: Callable[[], Awaitable[None]] | None = None
+    """Called once after stdin has been ended."""
 
     def let_go(self) -> None:
         """The process has its ends: close ours, or the end of its output would never be seen."""
@@ -48,6 +50,8 @@ class Stdio:
         if self.input is not None and self.terminal is None:
             await self.input.aclose()
             self.input = None
+            if self.input_ended is not None:
+                await self.input_ended()
 
     def take_terminal(self, fd: int) -> None:
         """Use a terminal's other end, which carries both ways."""

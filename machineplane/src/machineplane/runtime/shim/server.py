@@ -12,7 +12,7 @@ from machineplane.linux import libc
 from machineplane.runtime import cgroups
 from machineplane.runtime.shim import calls, state
 from machineplane.runtime.shim.execs import Execs, Refused
-from machineplane.runtime.shim.pump import Pumps
+from machineplane.runtime.shim.pump import Pumps, TooManyTaps
 from machineplane.runtime.shim.state import Container
 from machineplane.runtime.shim.wire import MAX_MESSAGE, Message, WireError, decode, encode
 
@@ -118,6 +118,7 @@ class Shim:
             self._selector.unregister(client.sock)
             client.sock.close()
             self._execs.forget(client)
+            self._pumps.forget(client)
 
     def _receive(self, client: Client) -> None:
         fds: list[int] = []
@@ -148,9 +149,15 @@ class Shim:
             if client in self._clients and not client.send(event):
                 self._drop(client)
 
-        self._handle(message, reply, lambda: self._exec(client, message, fds, tell, reply))
+        with_fds: dict[str, Callable[[Message, Reply], None]] = {
+            "exec": lambda *_: self._exec(client, message, fds, tell, reply),
+            "attach": lambda *_: self._attach(client, message, fds, reply),
+        }
+        self._handle(message, reply, with_fds)
 
-    def _handle(self, message: Message, reply: Reply, execute: Callable[[], None]) -> None:
+    def _handle(
+        self, message: Message, reply: Reply, with_fds: dict[str, Callable[[Message, Reply], None]]
+    ) -> None:
         operations: dict[str, Callable[[Message, Reply], None]] = {
             "status": self._status,
             "tmpfs": self._tmpfs,
@@ -158,13 +165,15 @@ class Shim:
             "start": self._start,
             "kill": self._kill,
             "delete": self._delete,
-            "exec": lambda *_: execute(),
             "exec-signal": self._exec_signal,
+            "detach": self._detach,
+            "end-input": self._end_input,
+            **with_fds,
             "shutdown": self._shutdown,
         }
         try:
             operations[message["op"]](message, reply)
-        except (RequestError, Refused) as error:
+        except (RequestError, Refused, TooManyTaps) as error:
             reply({"ok": False, "error": str(error)})
         except (KeyError, TypeError, ValueError) as error:
             reply({"ok": False, "error": f"malformed request: {error!r}"})
@@ -213,7 +222,8 @@ class Shim:
             raise RequestError(f"the container {container_id} is there already")
         if len(self._containers) + len(self._creating) >= MAX_CONTAINERS:
             raise RequestError(f"this pod has {MAX_CONTAINERS} containers already")
-        stdio = self._pumps.open(container_id, container.log)
+        fifo = os.path.join(bundle, "stdin") if message.get("stdin") else ""
+        stdio = self._pumps.open(container_id, container.log, fifo)
         self._creating.add(container_id)
 
         def finish(answer: Message) -> None:
@@ -279,6 +289,23 @@ class Shim:
 
     def _exec_signal(self, message: Message, reply: Reply) -> None:
         self._execs.signal(int(message["exec"]), int(message["signal"]))
+        reply({"ok": True})
+
+    def _attach(self, client: Client, message: Message, fds: list[int], reply: Reply) -> None:
+        container = self._find(message)
+        if container.status != "running" or len(fds) != 2:
+            raise RequestError(
+                f"the container is {container.status}, or not two descriptors came with the request"
+            )
+        self._pumps.attach(int(message["attach"]), client, container.id, *fds)
+        reply({"ok": True})
+
+    def _detach(self, message: Message, reply: Reply) -> None:
+        self._pumps.detach(int(message["attach"]))
+        reply({"ok": True})
+
+    def _end_input(self, message: Message, reply: Reply) -> None:
+        self._pumps.end_input(self._find(message).id)
         reply({"ok": True})
 
     def _shutdown(self, message: Message, reply: Reply) -> None:
