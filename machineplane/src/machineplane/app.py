@@ -22,9 +22,8 @@ import structlog
 import trio
 from attrs import evolve
 
-from machineplane import __version__, channels
+from machineplane import __version__
 from machineplane.backend import FabricBackend
-from machineplane.channels import Session, SessionRefused
 from machineplane.config import Config, ConfigError, default_node_name, pod_subnet
 from machineplane.fabric.disposals import Disposals
 from machineplane.fabric.events import Events
@@ -36,7 +35,7 @@ from machineplane.fabric.nodes import Host, node_labels, node_object
 from machineplane.fabric.objects import render
 from machineplane.fabric.pods import DeployError, PodKeeper
 from machineplane.fabric.remote import LogQuery, LogUnavailable, Remote
-from machineplane.fabric.sessions import ATTACH, EXEC, Query, Sessions
+from machineplane.fabric.sessions import ATTACH, EXEC, Sessions
 from machineplane.fabric.table import Table
 from machineplane.fabric.view import View
 from machineplane.keys import Credentials, KeyFileError, load_credentials
@@ -45,10 +44,10 @@ from machineplane.kubeapi.errors import PortTaken
 from machineplane.kubeapi.server import ApiAddresses, ApiConfig, serve_api
 from machineplane.linux.addresses import own_addresses
 from machineplane.linux.files import replace_file
+from machineplane.podaccess import PodAccess
 from machineplane.podnet import PodNetConfig, PodNetworkError, open_pod_network
 from machineplane.runtime import (
     EngineStatus,
-    ExecRequest,
     LogOptions,
     PodError,
     PodGone,
@@ -243,7 +242,8 @@ class Machine:
             dispose=self.disposals.dispose,
         )
         self.remote = Remote(node, hold=self.guardian.hold, stop=self.keeper.stop, open_log=self._open_log)
-        self.sessions = Sessions(node, {EXEC: self._open_exec, ATTACH: self._open_attach}, self._connect)
+        access = PodAccess(runtime)
+        self.sessions = Sessions(node, {EXEC: access.execute, ATTACH: access.attach}, access.connect)
         self.backend = FabricBackend(
             identity=credentials.identity,
             wall=wall_ms,
@@ -434,42 +434,6 @@ class Machine:
             yield self.runtime.logs(uid, container, options)
         except PodError as error:
             raise LogUnavailable(str(error)) from error
-
-    @asynccontextmanager
-    async def _open_exec(self, query: Query) -> AsyncIterator[Session]:
-        command = query.get("command")
-        if not (isinstance(command, list) and command and all(isinstance(word, str) for word in command)):
-            raise SessionRefused("a command is expected: a list of words")
-        flags = {name: query.get(name) is True for name in ("stdin", "stdout", "stderr", "tty")}
-        uid, container = str(query.get("uid", "")), str(query.get("container", ""))
-        try:
-            request = ExecRequest(command=tuple(command), **flags)
-            async with self.runtime.execute(uid, container, request) as session:
-                yield session
-        except PodError as error:
-            raise SessionRefused(str(error)) from error
-
-    @asynccontextmanager
-    async def _open_attach(self, query: Query) -> AsyncIterator[Session]:
-        names = {"stdin": channels.STDIN, "stdout": channels.STDOUT, "stderr": channels.STDERR}
-        wanted = frozenset(channel for name, channel in names.items() if query.get(name) is True)
-        uid, container = str(query.get("uid", "")), str(query.get("container", ""))
-        try:
-            async with self.runtime.attach(uid, container, wanted) as session:
-                yield session
-        except PodError as error:
-            raise SessionRefused(str(error)) from error
-
-    @asynccontextmanager
-    async def _connect(self, query: Query) -> AsyncIterator[trio.abc.HalfCloseableStream]:
-        port = query.get("port")
-        if type(port) is not int or not 0 < port < 65536:
-            raise SessionRefused("a port from 1 to 65535 is expected")
-        try:
-            async with self.runtime.connect(str(query.get("uid", "")), port) as stream:
-                yield stream
-        except PodError as error:
-            raise SessionRefused(str(error)) from error
 
 
 def _whole(query: Mapping[str, Any], name: str) -> int | None:
