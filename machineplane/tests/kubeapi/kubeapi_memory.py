@@ -13,7 +13,15 @@ from typing import Any
 import trio
 
 from machineplane import channels
-from machineplane.kubeapi.backend import ExecOptions, Listing, LogOptions, Object, Propagation, WatchEvent
+from machineplane.kubeapi.backend import (
+    AttachOptions,
+    ExecOptions,
+    Listing,
+    LogOptions,
+    Object,
+    Propagation,
+    WatchEvent,
+)
 from machineplane.kubeapi.errors import ApiError
 from machineplane.kubeapi.kinds import DEPLOYMENT, EVENT, NAMESPACE, NODE, POD, REPLICA_SET, Kind
 
@@ -81,6 +89,7 @@ class MemoryBackend:
         self.watches_moved = trio.Event()
         self.open_logs = 0
         self.executed: list[tuple[str, str, str, ExecOptions]] = []
+        self.attached: list[tuple[str, str, str, AttachOptions]] = []
         self.exit_code = 0
         self.open_sessions = 0
         self.sessions_moved = trio.Event()
@@ -243,6 +252,13 @@ class MemoryBackend:
             yield EchoSession(self.exit_code)
         finally:
             self._count_session(-1)
+
+    @asynccontextmanager
+    async def attach(
+        self, namespace: str, pod: str, container: str, options: AttachOptions
+    ) -> AsyncIterator[EchoSession]:
+        self.attached.append((namespace, pod, container, options))
+        yield EchoSession(self.exit_code)
 
     @asynccontextmanager
     async def forward(

@@ -12,7 +12,7 @@ from test_spdy import Kubectl
 
 from machineplane import channels
 from machineplane.kubeapi import spdy
-from machineplane.kubeapi.backend import ExecOptions
+from machineplane.kubeapi.backend import AttachOptions, ExecOptions
 from machineplane.kubeapi.execs import client_frames
 from machineplane.kubeapi.server import ApiConfig, serve_api
 
@@ -132,6 +132,20 @@ async def test_a_handshake_is_refused_with_a_status(target, subprotocols, header
         assert caught.value.status == code
         assert json.loads(caught.value.body)["code"] == code
         assert backend.executed == []
+
+
+async def test_attach():
+    async with serving() as (backend, http):
+        target = f"{PODS}/box/attach?stdin=true&stdout=true&container=main"
+        async with websocket(http, target, V5) as socket:
+            await socket.send(b"\x00hello")
+            assert await socket.receive() == b"\x01hello"
+            await socket.send(b"\xff\x00")
+            assert (await status_of(socket))["status"] == "Success"
+        assert backend.attached == [("default", "box", "main", AttachOptions(stdin=True, stdout=True))]
+        for flags, said in (("tty=1&stdout=1", "no terminals"), ("", "at least one of stdin")):
+            async with websocket(http, f"{PODS}/box/attach?{flags}", V5) as socket:
+                assert said in (await status_of(socket))["message"]
 
 
 def test_long_stdin_is_cut_and_nonsense_left_out():
