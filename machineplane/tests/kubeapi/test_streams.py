@@ -264,3 +264,30 @@ async def test_frames_that_break_the_protocol_close_the_socket():
     async with tunnelling() as (tunnel, _):
         await tunnel.socket.send(b"\x80\x02\x00\x06\x00\x00\x00\x04\x00\x00\x00\x01")
         assert await tunnel.socket.receive() == b""
+
+
+@pytest.mark.parametrize("subprotocols", [(V4,), ()])
+async def test_port_forward_by_channels(subprotocols):
+    async with serving() as (backend, http):
+        backend.ports[80], pod = trio.testing.memory_stream_pair()
+        async with websocket(http, f"{PODS}/box/portforward?ports=80,81", *subprotocols) as socket:
+            assert socket.subprotocol == (subprotocols[0] if subprotocols else None)
+            begun = [await socket.receive() for _ in range(4)]
+            assert begun == [b"\x00\x50\x00", b"\x01\x50\x00", b"\x02\x51\x00", b"\x03\x51\x00"]
+            assert await socket.receive() == b"\x03port 81 takes no connection"
+            await socket.send(b"\x02nobody")
+            await socket.send(b"\x00question")
+            assert await pod.receive_some() == b"question"
+            await pod.send_all(b"answer")
+            assert await socket.receive() == b"\x00answer"
+            await pod.send_eof()
+            assert await socket.receive() == b""
+
+
+@pytest.mark.parametrize(
+    "ports", ["", "ports=", "ports=x", "ports=0", "ports=80,70000", "ports=" + "1," * 20]
+)
+async def test_port_forward_by_channels_wants_ports(ports):
+    async with serving() as (_, http), websocket(http, f"{PODS}/box/portforward?{ports}", V4) as socket:
+        assert b"port" in await socket.receive()
+        assert await socket.receive() == b""

@@ -1,7 +1,5 @@
 """``pods/<name>/portforward``: kubectl's SPDY in a WebSocket, and the ``v4.channel`` form of other clients."""
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Final
 
 import trio
@@ -9,10 +7,11 @@ from attrs import define, field
 
 from machineplane.channels import SessionRefused
 
-from .backend import Backend
 from .calls import Call, Target
 from .context import Api
 from .errors import ApiError
+from .podports import STALL, Pod, text_of
+from .portchannels import serve_ports
 from .spdy import (
     CANCEL,
     PROTOCOL_ERROR,
@@ -34,24 +33,7 @@ CHANNELS: Final = "v4.channel.k8s.io"
 MAX_CONNECTIONS: Final = 64
 #: Chunks that wait for a connection's other end; then the whole socket waits, as SPDY here has no windows.
 MAX_WAITING: Final = 16
-#: Seconds that it waits so for one connection, which is then broken off: others must not stand still for it.
-STALL: Final = 30.0
 _READ: Final = 32 * 1024
-
-
-@define
-class Pod:
-    """Where connections go."""
-
-    backend: Backend
-    namespace: str
-    name: str
-
-    @asynccontextmanager
-    async def connect(self, port: int) -> AsyncIterator[trio.abc.HalfCloseableStream]:
-        """A connection. Raises SessionRefused."""
-        async with self.backend.forward(self.namespace, self.name, port) as stream:
-            yield stream
 
 
 async def serve_forward(api: Api, call: Call, target: Target, socket: WebSocket, subprotocol: str) -> None:
@@ -59,6 +41,8 @@ async def serve_forward(api: Api, call: Call, target: Target, socket: WebSocket,
     pod = Pod(api.backend, str(target.namespace), str(target.name))
     if subprotocol == TUNNEL:
         await Tunnel(pod, socket).run()
+    else:
+        await serve_ports(pod, call, socket)
 
 
 @define
@@ -157,7 +141,7 @@ class Tunnel:
                 await self._join(connection, chunks)
                 whole = True
         except* (SessionRefused, ApiError) as group:
-            problem = _text(group)
+            problem = text_of(group)
         except* (trio.BrokenResourceError, trio.ClosedResourceError):
             whole = False  # the program in the pod broke it off
         del self._open[connection.data]
@@ -178,9 +162,3 @@ async def _upload(chunks: trio.MemoryReceiveChannel[bytes], stream: trio.abc.Hal
     async for chunk in chunks:
         await stream.send_all(chunk)
     await stream.send_eof()
-
-
-def _text(error: BaseException) -> str:
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return str(error)

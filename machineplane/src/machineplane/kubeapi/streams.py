@@ -26,7 +26,7 @@ ROUTES: Final[Mapping[str, tuple[Sequence[str], Serve]]] = MappingProxyType(
     {
         "attach": (CHANNELS, serve_attach),
         "exec": (CHANNELS, serve_exec),
-        "portforward": ((TUNNEL,), serve_forward),
+        "portforward": ((TUNNEL, CHANNELS[1]), serve_forward),
     }
 )
 
@@ -54,7 +54,7 @@ async def serve_websocket(api: Api, scope: Scope, receive: Receive, send: Send) 
         return
     socket = WebSocket(receive, send)
     try:
-        await socket.accept(subprotocol)
+        await socket.accept(subprotocol or None)
         await serve(api, call, target, socket, subprotocol)
         await socket.close()
     except* ClientGone:
@@ -76,6 +76,8 @@ def _plan(api: Api, scope: Scope) -> tuple[Call, Target, Serve, str]:
         raise ApiError.bad_request("this path is no stream: ask for it without an upgrade to WebSockets")
     offered = scope.get("subprotocols") or ()
     chosen = next((name for name in spoken if name in offered), None)
+    if chosen is None and target.subresource == "portforward" and not offered:
+        chosen = ""  # some clients of the channels' form name none
     if chosen is None:
         raise ApiError.bad_request(
             f"pods/{target.subresource} speaks the subprotocols {', '.join(spoken)}; offered: {', '.join(offered) or 'none'}"
