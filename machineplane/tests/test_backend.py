@@ -53,6 +53,7 @@ class World:
             follower=self,  # type: ignore[arg-type]
             guardian=self.guardian,
             remote=self,  # type: ignore[arg-type]
+            sessions=self,  # type: ignore[arg-type]
             dispose=self.dispose,
             check=lambda manifest: self.problem,
         )

@@ -36,6 +36,7 @@ from machineplane.fabric.nodes import Host, node_labels, node_object
 from machineplane.fabric.objects import render
 from machineplane.fabric.pods import DeployError, PodKeeper
 from machineplane.fabric.remote import LogQuery, LogUnavailable, Remote
+from machineplane.fabric.sessions import ATTACH, EXEC, Sessions
 from machineplane.fabric.table import Table
 from machineplane.fabric.view import View
 from machineplane.keys import Credentials, KeyFileError, load_credentials
@@ -45,6 +46,7 @@ from machineplane.kubeapi.server import ApiAddresses, ApiConfig, serve_api
 from machineplane.linux.addresses import own_addresses
 from machineplane.linux.files import replace_file
 from machineplane.linux.nft import NftError
+from machineplane.podaccess import PodAccess
 from machineplane.podnet import PodNetConfig, PodNetworkError, open_pod_network
 from machineplane.privileges import missing_privileges
 from machineplane.runtime import (
@@ -292,6 +294,8 @@ class Machine:
             dispose=self.disposals.dispose,
         )
         self.remote = Remote(node, hold=self.guardian.hold, stop=self.keeper.stop, open_log=self._open_log)
+        access = PodAccess(runtime)
+        self.sessions = Sessions(node, {EXEC: access.execute, ATTACH: access.attach}, access.connect)
         self.backend = FabricBackend(
             identity=credentials.identity,
             wall=wall_ms,
@@ -299,6 +303,7 @@ class Machine:
             follower=self.follower,
             guardian=self.guardian,
             remote=self.remote,
+            sessions=self.sessions,
             dispose=self.disposals.dispose,
             check=self._check_manifest,
         )

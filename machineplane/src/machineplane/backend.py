@@ -14,14 +14,24 @@ from uuid import UUID, uuid4
 import trio
 from attrs import asdict
 
+from machineplane.channels import Session, SessionRefused
 from machineplane.fabric.follow import Follower
 from machineplane.fabric.guardian import Guardian
 from machineplane.fabric.holdings import HoldingsFull
 from machineplane.fabric.manifests import Manifest, Object, manifest_of, replicas_of
 from machineplane.fabric.objects import BUILT_IN_NAMESPACES, built_in_namespace, rfc3339
 from machineplane.fabric.remote import LogUnavailable, Remote
+from machineplane.fabric.sessions import ATTACH, EXEC, Query, Sessions
 from machineplane.fabric.view import Change, PodEntry, View
-from machineplane.kubeapi.backend import Listing, LogOptions, Propagation, Watch, WatchEvent
+from machineplane.kubeapi.backend import (
+    AttachOptions,
+    ExecOptions,
+    Listing,
+    LogOptions,
+    Propagation,
+    Watch,
+    WatchEvent,
+)
 from machineplane.kubeapi.errors import ApiError, Cause
 from machineplane.kubeapi.kinds import Kind
 from magik_proto.errors import InvalidField
@@ -47,6 +57,7 @@ class FabricBackend:
         follower: Follower,
         guardian: Guardian,
         remote: Remote,
+        sessions: Sessions,
         dispose: Callable[[Workload], Awaitable[None]],
         check: Callable[[Manifest], str | None],
     ) -> None:
@@ -56,6 +67,7 @@ class FabricBackend:
         self._follower = follower
         self._guardian = guardian
         self._remote = remote
+        self._sessions = sessions
         self._dispose = dispose
         self._check = check
         self._moved = trio.Event()
@@ -134,6 +146,42 @@ class FabricBackend:
                 yield chunks
         except LogUnavailable as error:
             raise ApiError.bad_request(str(error)) from error
+
+    @asynccontextmanager
+    async def execute(
+        self, namespace: str, pod: str, container: str, options: ExecOptions
+    ) -> AsyncIterator[Session]:
+        query = {**asdict(options), "command": list(options.command), "container": container}
+        async with self._session(EXEC, namespace, pod, query) as session:
+            yield session
+
+    @asynccontextmanager
+    async def attach(
+        self, namespace: str, pod: str, container: str, options: AttachOptions
+    ) -> AsyncIterator[Session]:
+        query = {**asdict(options), "container": container}
+        async with self._session(ATTACH, namespace, pod, query) as session:
+            yield session
+
+    @asynccontextmanager
+    async def forward(
+        self, namespace: str, pod: str, port: int
+    ) -> AsyncIterator[trio.abc.HalfCloseableStream]:
+        entry = self._running(namespace, pod)
+        async with self._sessions.forward(entry.node, {"uid": entry.uid, "port": port}) as stream:
+            yield stream
+
+    @asynccontextmanager
+    async def _session(self, method: str, namespace: str, pod: str, query: Query) -> AsyncIterator[Session]:
+        entry = self._running(namespace, pod)
+        async with self._sessions.open(entry.node, method, {**query, "uid": entry.uid}) as session:
+            yield session
+
+    def _running(self, namespace: str, pod: str) -> PodEntry:
+        entry = self._pod_entry(namespace, pod)
+        if entry is None:
+            raise SessionRefused(f"pod {pod} runs on no machine yet")
+        return entry
 
     def _pod_entry(self, namespace: str, name: str) -> PodEntry | None:
         """The newest living pod of that name, else one that is ending."""

@@ -12,7 +12,16 @@ from typing import Any
 
 import trio
 
-from machineplane.kubeapi.backend import Listing, LogOptions, Object, Propagation, WatchEvent
+from machineplane import channels
+from machineplane.kubeapi.backend import (
+    AttachOptions,
+    ExecOptions,
+    Listing,
+    LogOptions,
+    Object,
+    Propagation,
+    WatchEvent,
+)
 from machineplane.kubeapi.errors import ApiError
 from machineplane.kubeapi.kinds import DEPLOYMENT, EVENT, NAMESPACE, NODE, POD, REPLICA_SET, Kind
 
@@ -48,6 +57,25 @@ class MemoryWatch:
         return str(self.seen)
 
 
+class EchoSession:
+    """A process that writes what it reads, also its sizes, and ends with a code when its stdin ends."""
+
+    def __init__(self, code: int) -> None:
+        self.code = code
+        self.sender, self.receiver = trio.open_memory_channel[channels.Frame](0)
+
+    async def send(self, channel: int, payload: bytes) -> None:
+        if (channel, payload) == channels.END_OF_STDIN:
+            await self.sender.send(channels.exited(self.code))
+        elif channel == channels.RESIZE:
+            await self.sender.send((channels.STDERR, repr(channels.parse_size(payload)).encode()))
+        else:
+            await self.sender.send((channels.STDOUT, payload))
+
+    async def receive(self) -> channels.Frame:
+        return await self.receiver.receive()
+
+
 class MemoryBackend:
     """Deployments get a ReplicaSet and running pods at once; deletes are at once."""
 
@@ -60,6 +88,12 @@ class MemoryBackend:
         self.open_watches = 0
         self.watches_moved = trio.Event()
         self.open_logs = 0
+        self.executed: list[tuple[str, str, str, ExecOptions]] = []
+        self.attached: list[tuple[str, str, str, AttachOptions]] = []
+        self.exit_code = 0
+        self.open_sessions = 0
+        self.sessions_moved = trio.Event()
+        self.ports: dict[int, trio.abc.HalfCloseableStream] = {}
         self.log_lines: list[bytes] = [b"one\n", b"two\n", b"three\n"]
         self.log_more = math.inf
         self.fail: Exception | None = None
@@ -205,6 +239,45 @@ class MemoryBackend:
         if options.follow:
             await trio.sleep(self.log_more)
             yield b"more\n"
+
+    @asynccontextmanager
+    async def execute(
+        self, namespace: str, pod: str, container: str, options: ExecOptions
+    ) -> AsyncIterator[EchoSession]:
+        if options.command[0] == "nosuch":
+            raise channels.SessionRefused("nosuch cannot be run")
+        self.executed.append((namespace, pod, container, options))
+        self._count_session(1)
+        try:
+            yield EchoSession(self.exit_code)
+        finally:
+            self._count_session(-1)
+
+    @asynccontextmanager
+    async def attach(
+        self, namespace: str, pod: str, container: str, options: AttachOptions
+    ) -> AsyncIterator[EchoSession]:
+        self.attached.append((namespace, pod, container, options))
+        yield EchoSession(self.exit_code)
+
+    @asynccontextmanager
+    async def forward(
+        self, namespace: str, pod: str, port: int
+    ) -> AsyncIterator[trio.abc.HalfCloseableStream]:
+        if port not in self.ports:
+            raise channels.SessionRefused(f"port {port} takes no connection")
+        async with self.ports[port] as stream:
+            yield stream
+
+    def _count_session(self, step: int) -> None:
+        self.open_sessions += step
+        self.sessions_moved.set()
+        self.sessions_moved = trio.Event()
+
+    async def until_sessions(self, count: int) -> None:
+        """Wait until that many sessions are open."""
+        while self.open_sessions != count:
+            await self.sessions_moved.wait()
 
     def check_kept(self, since: int) -> None:
         if since < self.oldest:

@@ -186,9 +186,9 @@ async def test_logs(client):
     assert client.backend.open_logs == 0
 
 
-async def test_read_only_kinds_and_streams_to_come(client):
+async def test_read_only_kinds_and_streams_asked_for_without_websockets(client):
     assert (await client("POST", "/api/v1/nodes", {"metadata": {"name": "x"}})).status == 405
     assert (await client("POST", "/api/v1/pods", {})).status == 405
     assert (await client("PUT", DEPLOYMENTS, {})).status == 405
     exec_ = await client("POST", f"{PODS}/lone/exec")
-    assert exec_.status == 501 and "not supported by this version yet" in exec_.body["message"]
+    assert exec_.status == 501 and "over WebSockets only" in exec_.body["message"]

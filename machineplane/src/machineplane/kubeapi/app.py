@@ -53,8 +53,14 @@ HANDLERS: Final[Mapping[tuple[str, str], tuple[str, Handler]]] = MappingProxyTyp
         ("log", "GET"): ("get", read_log),
     }
 )
-#: Subresources that are announced but whose streams are not spoken yet.
-NOT_YET: Final = ("attach", "exec", "portforward")
+#: Subresources that are streams: see :mod:`.streams`. A plain request for one is a client that speaks SPDY.
+STREAMS: Final = ("attach", "exec", "portforward")
+
+
+_ONLY_WEBSOCKETS: Final = (
+    "pods/{} is served over WebSockets only: "
+    "exec, attach and cp need kubectl 1.30 or later, port-forward 1.31 or later"
+)
 
 
 def create_app(api: Api) -> QuartTrio:
@@ -169,8 +175,8 @@ async def _resource(api: Api, call: Call, group: str, version: str, rest: list[s
 def handler_for(call: Call, target: Target) -> Handler:
     """The handler of a call. Raises ApiError 405 for a verb that the target does not have, 501 for
     streams."""
-    if target.subresource in NOT_YET:
-        raise ApiError.not_implemented(f"pods/{target.subresource} is not supported by this version yet")
+    if target.subresource in STREAMS:
+        raise ApiError.not_implemented(_ONLY_WEBSOCKETS.format(target.subresource))
     scope = target.subresource or ("one" if target.name is not None else "many")
     verb, handler = HANDLERS.get((scope, call.method), ("", None))
     subresource = target.kind.subresource(target.subresource or "")

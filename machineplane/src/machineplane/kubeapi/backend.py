@@ -26,7 +26,10 @@ from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Literal, Protocol
 
+import trio
 from attrs import frozen
+
+from machineplane.channels import Session
 
 from .kinds import Kind
 
@@ -71,6 +74,26 @@ class LogOptions:
     timestamps: bool = False
     previous: bool = False
     limit_bytes: int | None = None
+
+
+@frozen
+class ExecOptions:
+    """What to run in a container, and which of its streams the client wants."""
+
+    command: tuple[str, ...]
+    stdin: bool = False
+    stdout: bool = False
+    stderr: bool = False
+    tty: bool = False
+
+
+@frozen
+class AttachOptions:
+    """Which streams of a container's own process the client wants."""
+
+    stdin: bool = False
+    stdout: bool = False
+    stderr: bool = False
 
 
 class Watch(Protocol):
@@ -161,5 +184,32 @@ class Backend(Protocol):
 
         Errors are raised on entering, before the first byte; with ``follow`` the iterator ends when the
         container does.
+        """
+        ...
+
+    def execute(
+        self, namespace: str, pod: str, container: str, options: ExecOptions
+    ) -> AbstractAsyncContextManager[Session]:
+        """Run a command in a container; leaving the context ends it.
+
+        Raises :class:`~machineplane.channels.SessionRefused` on entering, with the reason.
+        """
+        ...
+
+    def attach(
+        self, namespace: str, pod: str, container: str, options: AttachOptions
+    ) -> AbstractAsyncContextManager[Session]:
+        """A container's own process: output from now on, stdin if it has one; leaving the context leaves it alone.
+
+        Raises :class:`~machineplane.channels.SessionRefused` on entering, with the reason.
+        """
+        ...
+
+    def forward(
+        self, namespace: str, pod: str, port: int
+    ) -> AbstractAsyncContextManager[trio.abc.HalfCloseableStream]:
+        """A connection to a port inside a pod, closed with the context.
+
+        Raises :class:`~machineplane.channels.SessionRefused` on entering, with the reason.
         """
         ...

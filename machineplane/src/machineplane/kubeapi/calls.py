@@ -29,7 +29,8 @@ class Target:
 
 @frozen
 class Call:
-    """A request: method, query, the headers that matter, and its body."""
+    """A request: method, query, the headers that matter, and its body. ``words`` has all values of the query's names, where
+    ``query`` has each one's first; only streams set it."""
 
     method: str
     query: Mapping[str, str] = field(factory=dict)
@@ -37,6 +38,7 @@ class Call:
     content_type: str | None = None
     user_agent: str = ""
     body: bytes = b""
+    words: Mapping[str, tuple[str, ...]] = field(factory=dict)
 
     def flag(self, name: str) -> bool:
         """A boolean query parameter. Raises ApiError 400 if it is neither true nor false."""

@@ -16,6 +16,7 @@ import trio
 from attrs import field, frozen
 
 from .errors import ApiError
+from .websocket import refuse
 
 Scope = MutableMapping[str, Any]
 Send = Callable[[Any], Awaitable[None]]
@@ -106,7 +107,7 @@ def check_token(token: str) -> Callable[[list[tuple[str, str]]], None]:
 
 async def _refuse(scope: Scope, send: Send, error: ApiError) -> None:
     if scope["type"] == "websocket":
-        await send({"type": "websocket.close", "code": 1008})
+        await refuse(send, error)
         return
     body = json.dumps(error.status()).encode() + b"\n"
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]

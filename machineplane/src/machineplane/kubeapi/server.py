@@ -16,12 +16,15 @@ from .backend import Backend
 from .context import Api
 from .errors import PortTaken
 from .guard import Application, Guard, check_loopback, check_token
+from .streams import with_streams
 
 BACKLOG: Final = 100
 #: Seconds that an idle connection is kept; Go's clients keep theirs for 90.
 KEEP_ALIVE: Final = 75.0
 #: Seconds for a TLS handshake.
 HANDSHAKE: Final = 10.0
+#: Bytes of a WebSocket message; a longer one ends its connection. kubectl sends 32 KiB at most.
+MAX_MESSAGE: Final = 2 * 1024 * 1024
 _LOOPBACKS: Final = ("127.0.0.1", "::1")
 
 
@@ -61,7 +64,8 @@ async def serve_api(
 
     ``task_status`` gets the addresses when connections are accepted.
     """
-    app = cast(Application, create_app(Api(backend, release=config.release)))
+    api = Api(backend, release=config.release)
+    app = with_streams(api, cast(Application, create_app(api)))
     plain, secure = _open_plain(config), _open_secure(config)
     try:
         async with trio.open_nursery() as nursery:
@@ -92,6 +96,7 @@ def _hypercorn(tls: ApiConfig | None = None) -> Config:
     config.errorlog = None
     config.include_server_header = False
     config.keep_alive_timeout = KEEP_ALIVE
+    config.websocket_max_message_size = MAX_MESSAGE
     config.ssl_handshake_timeout = HANDSHAKE
     # One request a connection at a time: watches and logs then have a connection each, and slow readers of
     # one cannot hold up another, which HTTP/2's shared flow control would allow.

@@ -20,8 +20,10 @@ if TYPE_CHECKING:
         PodNotFound,
         PodSpecError,
         RuntimeFault,
+        SessionUnavailable,
         StopFailed,
     )
+    from machineplane.runtime.execs import ExecRequest
     from machineplane.runtime.images import ImageError, ImageNotFound, ImageStore
     from machineplane.runtime.logs import LogOptions
     from machineplane.runtime.network import PodAddress, PodNetwork
@@ -43,8 +45,10 @@ _HOMES = {
         "PodNotFound",
         "PodSpecError",
         "RuntimeFault",
+        "SessionUnavailable",
         "StopFailed",
     ),
+    "execs": ("ExecRequest",),
     "images": ("ImageError", "ImageNotFound", "ImageStore"),
     "logs": ("LogOptions",),
     "network": ("PodAddress", "PodNetwork"),
@@ -58,6 +62,7 @@ __all__ = [
     "EngineError",
     "EngineStatus",
     "EngineUnavailable",
+    "ExecRequest",
     "HelperError",
     "HelperLost",
     "ImageError",
@@ -76,6 +81,7 @@ __all__ = [
     "Runtime",
     "RuntimeConfig",
     "RuntimeFault",
+    "SessionUnavailable",
     "StopFailed",
     "Termination",
     "Zygote",

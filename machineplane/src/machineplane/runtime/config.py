@@ -8,10 +8,11 @@ MAX_SOCKET_PATH = 107
 """Bytes of a Unix socket's path, from ``sockaddr_un`` without its closing zero."""
 
 _UID_LENGTH = 36  # a UUID in text
+_LONGEST_NUMBER = 999_999_999
 
 
 def _short_enough(instance: "RuntimeConfig", attribute: object, value: Path) -> None:
-    longest = len(bytes(instance.socket_path("u" * _UID_LENGTH)))
+    longest = len(bytes(instance.console_path("u" * _UID_LENGTH, _LONGEST_NUMBER)))
     if longest > MAX_SOCKET_PATH:
         raise ValueError(
             f"the run directory {value} is too long by {longest - MAX_SOCKET_PATH} bytes; use a shorter one"
@@ -53,6 +54,10 @@ class RuntimeConfig:
     def socket_path(self, uid: str) -> Path:
         """Where a pod's shim listens."""
         return self.run_dir / "pods" / f"{uid}.sock"
+
+    def console_path(self, uid: str, number: int) -> Path:
+        """Where the daemon waits for a terminal from inside a pod."""
+        return self.run_dir / "pods" / f"{uid}.tty{number}"
 
     def pod_cgroup(self, uid: str) -> str:
         """The control group that holds a pod's containers, relative to the hierarchy's root."""

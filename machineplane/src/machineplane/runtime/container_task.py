@@ -132,6 +132,7 @@ class ContainerTask:
                 layers=layers,
                 log=log,
                 cgroup=cgroup,
+                stdin=bool(self._spec.get("stdin")),
             )
             started = await self._link.start(container_id)
         except HelperLost:

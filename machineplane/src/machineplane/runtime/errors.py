@@ -52,6 +52,10 @@ class LogsUnavailable(PodError):
     """No such container in the pod, or it has no log yet."""
 
 
+class SessionUnavailable(PodError):
+    """No process can be run in, attached to or connected to in this container; the text says why."""
+
+
 MALFORMED = (AttributeError, KeyError, TypeError, ValueError)
 """What reading an object of the wrong shape raises. Caught where a pod's spec, which others wrote, is read."""
 

@@ -1,6 +1,8 @@
 """The daemon's side of a helper process: requests with numbered replies, and events, over one packet socket."""
 
-from collections.abc import AsyncIterator
+import array
+import socket
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -28,8 +30,8 @@ class HelperClient:
         self._send_lock = trio.Lock()
         self.lost = trio.Event()
 
-    async def request(self, op: str, **fields: Any) -> Message:
-        """Ask for something and wait for the answer.
+    async def request(self, op: str, *, fds: Sequence[int] = (), **fields: Any) -> Message:
+        """Ask for something and wait for the answer. The helper gets copies of the descriptors ``fds``.
 
         Raises:
             HelperLost: the helper is gone, or did not answer in time.
@@ -44,7 +46,7 @@ class HelperClient:
         try:
             with trio.fail_after(REQUEST_TIMEOUT_S):
                 async with self._send_lock:
-                    await self._sock.send(encode({"id": number, "op": op, **fields}))
+                    await self._send(encode({"id": number, "op": op, **fields}), fds)
                 await arrived.wait()
         except trio.TooSlowError as error:
             raise HelperLost(
@@ -61,6 +63,10 @@ class HelperClient:
         if not box[0].get("ok"):
             raise HelperError(str(box[0].get("error", "refused without a reason")))
         return box[0]
+
+    async def _send(self, packet: bytes, fds: Sequence[int]) -> None:
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+        await self._sock.sendmsg([packet], rights)
 
     async def receive(self) -> None:
         """Take packets until the helper goes away. Runs as a task beside the requests."""

@@ -1,18 +1,22 @@
 """The runtime room's face: run, stop, watch and read pods. Trio; one task a pod."""
 
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
 import trio
 
+from machineplane.channels import Session
 from machineplane.runtime import record
+from machineplane.runtime.attach import open_attach
 from machineplane.runtime.bundle import check_pod
 from machineplane.runtime.bundle.supported import all_containers
 from machineplane.runtime.changes import Change, Changes
 from machineplane.runtime.config import RuntimeConfig
 from machineplane.runtime.engine import CrunEngine, Engine, EngineStatus, KrunEngine
 from machineplane.runtime.errors import MALFORMED, PodExists, PodNotFound, PodSpecError, StopFailed
+from machineplane.runtime.execs import ExecRequest, open_exec
+from machineplane.runtime.forward import open_connection
 from machineplane.runtime.helper import connected
 from machineplane.runtime.images import ImageStore
 from machineplane.runtime.images.make import ensure_pause
@@ -155,6 +159,35 @@ class Runtime:
             LogsUnavailable: no such container, or it has no log.
         """
         return read_logs(self._worker(uid).book, container, options or LogOptions())
+
+    def execute(self, uid: str, container: str, request: ExecRequest) -> AbstractAsyncContextManager[Session]:
+        """Run one more process in a running container; leaving the context ends it.
+
+        Raises:
+            PodNotFound: there is no such pod here.
+            SessionUnavailable: on entering: no such container, it does not run, or the command cannot be run.
+        """
+        return open_exec(self._services.config, self._worker(uid), container, request)
+
+    def attach(
+        self, uid: str, container: str, wanted: frozenset[int]
+    ) -> AbstractAsyncContextManager[Session]:
+        """The ``wanted`` channels of a running container's own process; leaving the context leaves it alone.
+
+        Raises:
+            PodNotFound: there is no such pod here.
+            SessionUnavailable: on entering: no such container, it does not run, or has no stdin.
+        """
+        return open_attach(self._worker(uid), container, wanted)
+
+    def connect(self, uid: str, port: int) -> AbstractAsyncContextManager[trio.SocketStream]:
+        """A connection to a port inside a pod, closed with the context.
+
+        Raises:
+            PodNotFound: there is no such pod here.
+            SessionUnavailable: on entering: the pod does not run, or nothing listens there.
+        """
+        return open_connection(self._worker(uid), port)
 
     # -- after a restart
 

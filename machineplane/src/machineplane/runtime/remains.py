@@ -35,6 +35,7 @@ def remove_files(config: RuntimeConfig, uid: str) -> list[str]:
     """Remove a pod's folder and socket; answers what would not go. Blocks: run it in a thread."""
     left: list[str] = []
     shutil.rmtree(config.pod_dir(uid), onerror=lambda _call, path, _error: left.append(str(path)))
-    with contextlib.suppress(FileNotFoundError):
-        config.socket_path(uid).unlink()
+    for path in (config.socket_path(uid), *config.run_dir.glob(f"pods/{uid}.tty*")):
+        with contextlib.suppress(FileNotFoundError):
+            path.unlink()
     return left[:10] if config.pod_dir(uid).exists() else []

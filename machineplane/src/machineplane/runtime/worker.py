@@ -50,6 +50,7 @@ class PodWorker:
         self.settled = trio.Event()
         self.gone = trio.Event()
         self.leftovers: list[str] = []
+        self._link: ShimLink | None = None
 
     # -- what others ask
 
@@ -60,6 +61,17 @@ class PodWorker:
         if not self.book.status.stopping:
             self.book.update(grace_s=grace_s)
             self.book.update_status(stopping=True)
+
+    @property
+    def link(self) -> ShimLink:
+        """The way to the pod's shim.
+
+        Raises:
+            HelperLost: there is none at present.
+        """
+        if self._link is None or self._link.lost.is_set():
+            raise HelperLost(f"pod {self.book.status.name} has no helper process at present")
+        return self._link
 
     # -- the task
 
@@ -102,6 +114,7 @@ class PodWorker:
             link = ShimLink(client)
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(link.listen)
+                self._link = link
                 await self._live(link, adopted=adopted)
                 await self._take_down(link)
                 nursery.cancel_scope.cancel()

@@ -13,7 +13,7 @@ import os
 CONTEXT_SIZE = 512
 """Bytes given to a context: 120 in the versions known, the rest zero for what a later version may add."""
 
-_CONTEXT_STRINGS = {"state_root": 0, "id": 8, "bundle": 16, "pid_file": 32}
+_CONTEXT_STRINGS = {"state_root": 0, "id": 8, "bundle": 16, "console_socket": 24, "pid_file": 32}
 _FIFO_FD = 80
 _DETACH = 85
 _FORCE_NO_CGROUP_UNTIL_1_12 = 88
@@ -29,6 +29,7 @@ class LibcrunError(Exception):
         reason = f": {os.strerror(status)}" if status > 0 and os.strerror(status) not in message else ""
         super().__init__(f"libcrun {call}: {message or 'failed without a message'}{reason}")
         self.status = status
+        self.message = message
 
 
 class _Error(ctypes.Structure):
@@ -60,10 +61,17 @@ class Context:
         container_id: str,
         bundle: str = "",
         pid_file: str = "",
+        console_socket: str = "",
     ) -> None:
         self._buffer = ctypes.create_string_buffer(CONTEXT_SIZE)
         self._version = version
-        values = {"state_root": state_root, "id": container_id, "bundle": bundle, "pid_file": pid_file}
+        values = {
+            "state_root": state_root,
+            "id": container_id,
+            "bundle": bundle,
+            "console_socket": console_socket,
+            "pid_file": pid_file,
+        }
         self._strings = {name: _String(os.fsencode(value)) for name, value in values.items() if value}
         for name, string in self._strings.items():
             pointer = ctypes.cast(string, _Handle).value or 0
@@ -114,6 +122,12 @@ class Library:
             ctypes.c_bool,
             ctypes.POINTER(_ErrorPointer),
         )
+        self._lib.libcrun_container_exec_process_file.argtypes = (
+            _Handle,
+            _String,
+            _String,
+            ctypes.POINTER(_ErrorPointer),
+        )
         self._lib.libcrun_error_release.argtypes = (ctypes.POINTER(_ErrorPointer),)
         self._lib.libcrun_set_verbosity(_VERBOSITY_ERROR)
 
@@ -139,6 +153,18 @@ class Library:
         error = _ErrorPointer()
         if self._lib.libcrun_container_start(context.pointer, container_id.encode(), ctypes.byref(error)) < 0:
             raise self._fail("start", error)
+
+    def execute(self, context: Context, container_id: str, process_file: str) -> None:
+        """Run one more process in a running container, as the file (JSON of OCI's ``process``) says.
+
+        By its file and not by libcrun's structure of options, whose size differs between versions.
+        """
+        error = _ErrorPointer()
+        result = self._lib.libcrun_container_exec_process_file(
+            context.pointer, container_id.encode(), os.fsencode(process_file), ctypes.byref(error)
+        )
+        if result < 0:
+            raise self._fail("exec", error)
 
     def delete(self, context: Context, container_id: str) -> None:
         """Remove a container's state and control groups, killing what still runs in it."""

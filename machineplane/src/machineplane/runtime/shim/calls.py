@@ -35,14 +35,17 @@ class Tools(NamedTuple):
     groups: cgroups.Cgroups
     state_root: str
 
-    def context(self, container_id: str, bundle: str = "") -> Context:
+    def context(
+        self, container_id: str, bundle: str = "", *, pid_file: str = "", console_socket: str = ""
+    ) -> Context:
         """A context for one call about one container."""
         context = Context(
             self.library.version,
             state_root=self.state_root,
             container_id=container_id,
             bundle=bundle,
-            pid_file=os.path.join(bundle, "pid") if bundle else "",
+            pid_file=pid_file or (os.path.join(bundle, "pid") if bundle else ""),
+            console_socket=console_socket,
         )
         return context.without_cgroups() if self.groups.mode == "none" else context
 
@@ -131,6 +134,44 @@ def start(tools: Tools, container_id: str) -> Message:
     """Let a created container run."""
     tools.library.start(tools.context(container_id), container_id)
     return {}
+
+
+def execute(
+    tools: Tools, container_id: str, bundle: str, number: int, args: list[str], console: str
+) -> Message:
+    """Run one more process in a container, as the container's own but for its arguments; answers its id.
+
+    With ``console``, the path of a socket on which somebody listens, it gets a terminal, whose other end goes there.
+    """
+    with open(os.path.join(bundle, "config.json"), "rb") as file:
+        process = json.load(file)["process"]
+    process |= {"args": args, "terminal": bool(console)}
+    if console and not any(item.startswith("TERM=") for item in process["env"]):
+        process["env"].append("TERM=xterm")  # as Kubernetes has it
+    path, pid_file = (os.path.join(bundle, f"exec-{number}.{kind}") for kind in ("json", "pid"))
+    try:
+        with open(path, "w") as file:
+            json.dump(process, file)
+        context = tools.context(container_id, pid_file=pid_file, console_socket=console)
+        _execute(tools, context, container_id, path, args[0])
+        with open(pid_file) as file:
+            return {"pid": int(file.read())}
+    finally:
+        for left in (path, pid_file):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(left)
+
+
+def _execute(tools: Tools, context: Context, container_id: str, path: str, program: str) -> None:
+    try:
+        tools.library.execute(context, container_id, path)
+    except LibcrunError as error:
+        if error.message:
+            raise
+        # 1.8.1 says nothing at all where the program cannot be executed.
+        raise LibcrunError(
+            "exec", error.status, f"{program} cannot be run: is it there, and executable?"
+        ) from error
 
 
 def delete(tools: Tools, container_id: str, bundle: str, cgroup: str) -> Message:

@@ -11,7 +11,8 @@ from collections.abc import Callable
 from machineplane.linux import libc
 from machineplane.runtime import cgroups
 from machineplane.runtime.shim import calls, state
-from machineplane.runtime.shim.pump import Pumps
+from machineplane.runtime.shim.execs import Execs, Refused
+from machineplane.runtime.shim.pump import Pumps, TooManyTaps
 from machineplane.runtime.shim.state import Container
 from machineplane.runtime.shim.wire import MAX_MESSAGE, Message, WireError, decode, encode
 
@@ -23,6 +24,9 @@ MAX_CONTAINERS = 64
 
 MAX_UNCLAIMED = 64
 """Exit codes kept of processes that no container is known for yet; the oldest goes."""
+
+MAX_FDS = 3
+"""Descriptors that come with one request; the kernel closes what is more."""
 
 Reply = Callable[[Message], None]
 
@@ -59,9 +63,10 @@ class Shim:
         self._containers: dict[str, Container] = {}
         self._creating: set[str] = set()
         self._calls: dict[int, tuple[calls.Call, Reply]] = {}
-        self._unclaimed: dict[int, int] = {}
+        self._unclaimed: dict[int, int] = {}  # also in the hands of `_execs`
         self._clients: set[Client] = set()
         self._pumps = Pumps(self._selector)
+        self._execs = Execs(tools, self._call, self._unclaimed)
         self._done = False
         self._wake_reader, self._wake_writer = os.pipe()
 
@@ -112,27 +117,47 @@ class Shim:
             self._clients.remove(client)
             self._selector.unregister(client.sock)
             client.sock.close()
+            self._execs.forget(client)
+            self._pumps.forget(client)
 
     def _receive(self, client: Client) -> None:
+        fds: list[int] = []
         try:
-            raw = client.sock.recv(MAX_MESSAGE + 1)
+            raw, fds, _, _ = socket.recv_fds(client.sock, MAX_MESSAGE + 1, MAX_FDS, socket.MSG_CMSG_CLOEXEC)
             message = decode(raw) if raw else None
         except BlockingIOError:
             return
         except (OSError, WireError):
             message = None
-        if message is None:
-            self._drop(client)
-            return
+        try:
+            if message is None:
+                self._drop(client)
+            else:
+                self._take(client, message, fds)
+        finally:
+            for fd in fds:
+                os.close(fd)
+
+    def _take(self, client: Client, message: Message, fds: list[int]) -> None:
         number = message.get("id")
 
         def reply(answer: Message) -> None:
             if client in self._clients and not client.send({"id": number, **answer}):
                 self._drop(client)
 
-        self._handle(message, reply)
+        def tell(event: Message) -> None:
+            if client in self._clients and not client.send(event):
+                self._drop(client)
 
-    def _handle(self, message: Message, reply: Reply) -> None:
+        with_fds: dict[str, Callable[[Message, Reply], None]] = {
+            "exec": lambda *_: self._exec(client, message, fds, tell, reply),
+            "attach": lambda *_: self._attach(client, message, fds, reply),
+        }
+        self._handle(message, reply, with_fds)
+
+    def _handle(
+        self, message: Message, reply: Reply, with_fds: dict[str, Callable[[Message, Reply], None]]
+    ) -> None:
         operations: dict[str, Callable[[Message, Reply], None]] = {
             "status": self._status,
             "tmpfs": self._tmpfs,
@@ -140,11 +165,15 @@ class Shim:
             "start": self._start,
             "kill": self._kill,
             "delete": self._delete,
+            "exec-signal": self._exec_signal,
+            "detach": self._detach,
+            "end-input": self._end_input,
+            **with_fds,
             "shutdown": self._shutdown,
         }
         try:
             operations[message["op"]](message, reply)
-        except RequestError as error:
+        except (RequestError, Refused, TooManyTaps) as error:
             reply({"ok": False, "error": str(error)})
         except (KeyError, TypeError, ValueError) as error:
             reply({"ok": False, "error": f"malformed request: {error!r}"})
@@ -193,7 +222,8 @@ class Shim:
             raise RequestError(f"the container {container_id} is there already")
         if len(self._containers) + len(self._creating) >= MAX_CONTAINERS:
             raise RequestError(f"this pod has {MAX_CONTAINERS} containers already")
-        stdio = self._pumps.open(container_id, container.log)
+        fifo = os.path.join(bundle, "stdin") if message.get("stdin") else ""
+        stdio = self._pumps.open(container_id, container.log, fifo)
         self._creating.add(container_id)
 
         def finish(answer: Message) -> None:
@@ -252,6 +282,32 @@ class Shim:
         tools = self._tools
         self._call(lambda: calls.delete(tools, container.id, container.bundle, container.cgroup), finish)
 
+    def _exec(self, client: Client, message: Message, fds: list[int], tell: Reply, reply: Reply) -> None:
+        if len(fds) != len(calls.Stdio._fields):
+            raise RequestError("an exec comes with three descriptors")
+        self._execs.start(self._find(message), message, calls.Stdio(*fds), client, tell, reply)
+
+    def _exec_signal(self, message: Message, reply: Reply) -> None:
+        self._execs.signal(int(message["exec"]), int(message["signal"]))
+        reply({"ok": True})
+
+    def _attach(self, client: Client, message: Message, fds: list[int], reply: Reply) -> None:
+        container = self._find(message)
+        if container.status != "running" or len(fds) != 2:
+            raise RequestError(
+                f"the container is {container.status}, or not two descriptors came with the request"
+            )
+        self._pumps.attach(int(message["attach"]), client, container.id, *fds)
+        reply({"ok": True})
+
+    def _detach(self, message: Message, reply: Reply) -> None:
+        self._pumps.detach(int(message["attach"]))
+        reply({"ok": True})
+
+    def _end_input(self, message: Message, reply: Reply) -> None:
+        self._pumps.end_input(self._find(message).id)
+        reply({"ok": True})
+
     def _shutdown(self, message: Message, reply: Reply) -> None:
         if self._containers or self._creating:
             raise RequestError("containers are left; delete them first")
@@ -300,7 +356,7 @@ class Shim:
                 pid, status = os.waitpid(-1, os.WNOHANG)
                 if pid == 0:
                     return
-                if self._call_ended(pid):
+                if self._call_ended(pid) or self._execs.claim(pid, status):
                     continue
                 self._unclaimed[pid] = status
                 self._claim(pid)
