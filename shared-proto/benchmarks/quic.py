@@ -51,19 +51,26 @@ async def trio_echo_server(connection: Connection[object]) -> None:
 
 async def trio_ask(connection: Connection[object], data: bytes) -> int:
     """One stream's round trip; returns the bytes that came back."""
-    count = 0
-    async with await connection.open_stream() as stream, trio.open_nursery() as nursery:
-
-        async def send() -> None:
-            await stream.send_all(data)
-            await stream.send_eof()
-
+    async with await connection.open_stream() as stream:
         if len(data) < 1000:
-            await send()
-        else:
-            nursery.start_soon(send)
-        async for chunk in stream:
-            count += len(chunk)
+            await stream.send_last(data)
+            return len(await stream.receive_all(2 * len(data)))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(send_whole, stream, data)
+            return await count_all(stream)
+
+
+async def send_whole(stream: Stream, data: bytes) -> None:
+    """Send and end."""
+    await stream.send_all(data)
+    await stream.send_eof()
+
+
+async def count_all(stream: Stream) -> int:
+    """How many bytes come."""
+    count = 0
+    async for chunk in stream:
+        count += len(chunk)
     return count
 
 

@@ -3,7 +3,8 @@
 All else in this package sees :class:`Core` and the events below. Times are readings of one monotonic clock in
 seconds, passed in; datagrams go in and come out; nothing here waits.
 
-Where aioquic's habits differ from ours, :class:`~trio_quic.hardened.HardenedConnection` overrides them:
+Where aioquic's habits differ from ours, :class:`~trio_quic.hardened.HardenedConnection` and, on the hot path,
+:class:`~trio_quic.lean.LeanConnection` override them:
 
 - *Credit follows consumption.* aioquic doubles a stream's and the connection's receive limits as data
   arrives. Here a limit is always "what the application consumed, plus the window", so unread bytes never
@@ -34,7 +35,8 @@ from aioquic.quic.packet_builder import QuicPacketBuilder
 from aioquic.quic.stream import QuicStream
 
 from .errors import PeerRejected
-from .hardened import CID_LENGTH, VERSION, CoreConfig, HardenedConnection
+from .hardened import CID_LENGTH, VERSION, CoreConfig
+from .lean import LeanConnection
 from .tls import CertificateCheck, short_reason
 
 Address = tuple[str, int]
@@ -47,7 +49,7 @@ class CoreFault(Exception):
     """The core fell over a datagram or its own state. This connection cannot go on; others can."""
 
 
-@attrs.frozen
+@attrs.define
 class Data:
     """Bytes of a stream, in order, each once. ``fin``: no more will come."""
 
@@ -125,7 +127,7 @@ class Core:
         self, config: CoreConfig, check: CertificateCheck, *, original_cid: bytes | None = None
     ) -> None:
         """A client's side, or with the ``original_cid`` of a client's first datagram, a server's."""
-        self._quic = HardenedConnection(config, check, original_cid)
+        self._quic = LeanConnection(config, check, original_cid)
         self._limits = config.limits
         self._is_client = original_cid is None
         self._accounts: dict[int, _Account] = {}
@@ -192,24 +194,28 @@ class Core:
         return self._quic.get_timer() if self._quic._close_at is not None else None
 
     def datagrams(self, now: float) -> list[Datagram]:
-        """What is to be sent now. Costs a walk over all open streams: once a batch."""
+        """What is to be sent now; best asked for once a batch."""
         if not self._quic._network_paths:
             return []
+        self._free_streams()
         try:
-            out = self._quic.datagrams_to_send(now=now)
-            if self._free_streams():
-                out += self._quic.datagrams_to_send(now=now)
+            return self._quic.datagrams_to_send(now=now)
         except Exception as exc:
             raise CoreFault(f"the connection cannot send: {exc!r}") from exc
-        return out
+
+    def wants_to_send(self, now: float) -> bool:
+        """Whether ``datagrams`` is worth a call before ``next_timeout``."""
+        if self._quic.discarded:
+            self._free_streams()
+        return bool(self._quic._network_paths) and self._quic.wants_to_send(now)
 
     def events(self) -> Iterator[Event]:
         """What has happened since the last call."""
         while (event := self._quic.next_event()) is not None:
             match event:
-                case aioquic_events.StreamDataReceived(data=data, end_stream=fin, stream_id=stream_id):
-                    if self._arrived(stream_id):
-                        yield Data(stream_id, data, fin)
+                case aioquic_events.StreamDataReceived():
+                    if self._arrived(event.stream_id):
+                        yield Data(event.stream_id, event.data, event.end_stream)
                 case aioquic_events.StreamReset(error_code=code, stream_id=stream_id):
                     if self._arrived(stream_id):
                         self.drain(stream_id)
@@ -263,22 +269,28 @@ class Core:
 
     def buffered(self, stream_id: int) -> int:
         """Bytes of a stream that were written and not yet acknowledged."""
-        stream = self._quic._streams.get(stream_id)
-        return 0 if stream is None else stream.sender._buffer_stop - stream.sender._buffer_start
+        sender = self._accounts[stream_id].stream.sender
+        return int(sender._buffer_stop - sender._buffer_start)
 
     def send(self, stream_id: int, data: bytes, *, fin: bool = False) -> None:
         """Queue bytes of a stream whose sending side is open."""
-        self._quic.send_stream_data(stream_id, data, end_stream=fin)
+        stream = self._accounts[stream_id].stream
+        stream.sender.write(data, end_stream=fin)
+        self._quic.activate(stream)
 
     def reset(self, stream_id: int, code: int) -> None:
         """Abandon our sending side of a stream; what was not yet delivered may be lost."""
-        self._quic.reset_stream(stream_id, code)
+        stream = self._accounts[stream_id].stream
+        stream.sender.reset(code)
+        if stream.sender.reset_pending:
+            self._quic.activate(stream)
 
     def stop(self, stream_id: int, code: int) -> None:
         """Ask the peer to send no more on a stream, unless it has sent all."""
-        stream = self._quic._streams.get(stream_id)
-        if stream is not None and not stream.receiver.is_finished:
+        stream = self._accounts[stream_id].stream
+        if not stream.receiver.is_finished:
             stream.receiver.stop(code)
+            self._quic.activate(stream)
 
     def consumed(self, stream_id: int, count: int) -> bool:
         """The application has read ``count`` bytes. Returns whether the peer is to be told of new credit."""
@@ -291,6 +303,7 @@ class Core:
             and not stream.receiver.is_finished
         ):
             stream.max_stream_data_local = limit
+            self._quic.announce(stream)
             news = True
         return self._credit(count) or news
 
@@ -305,6 +318,8 @@ class Core:
         """The application is done with a stream; its slot is free when the wire is done with it, too."""
         self.drain(stream_id)
         self._let_go.add(stream_id)
+        if stream_id not in self._quic._streams:
+            self._free(stream_id)
 
     def is_let_go(self, stream_id: int) -> bool:
         """Whether the application is done with a stream."""
@@ -338,18 +353,20 @@ class Core:
         self._quic._local_max_data.value = limit
         return True
 
-    def _free_streams(self) -> bool:
-        """Give slots of finished streams back. Returns whether the peer is to be told at once."""
-        for stream_id in [stream_id for stream_id in self._let_go if stream_id not in self._quic._streams]:
-            self._let_go.discard(stream_id)
-            self._settle(self._accounts.pop(stream_id))
-            if stream_is_client_initiated(stream_id) == self._is_client:
-                self._own_streams -= 1
-            else:
-                self._quic.allowed_streams += 1
-        limit = self._quic._local_max_streams_bidi
-        self._quic.hold_stream_limit()
-        return limit.sent - limit.used < limit.value - limit.sent
+    def _free_streams(self) -> None:
+        """Give slots back of streams that are over on the wire, and that the application has let go of."""
+        gone, self._quic.discarded = self._quic.discarded, []
+        for stream_id in gone:
+            if stream_id in self._let_go:
+                self._free(stream_id)
+
+    def _free(self, stream_id: int) -> None:
+        self._let_go.discard(stream_id)
+        self._settle(self._accounts.pop(stream_id))
+        if stream_is_client_initiated(stream_id) == self._is_client:
+            self._own_streams -= 1
+        else:
+            self._quic.allowed_streams += 1
 
 
 def is_initial(data: bytes) -> bool:

@@ -1,5 +1,9 @@
-"""An endpoint: one UDP socket, one task that receives, and any number of connections in both directions."""
+"""An endpoint: one UDP socket, three tasks, and any number of connections in both directions.
 
+One task receives, one sends what connections have queued, and one minds the time. A connection has no task.
+"""
+
+import heapq
 from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -28,6 +32,14 @@ VerifyPeer = Callable[[x509.Certificate], T]
 MAX_FAREWELLS = 256
 FAREWELL_SECONDS = 3.0
 
+# Passes of Trio's scheduler for which sending waits while tasks still read or write, so that an answer in three
+# calls, its end of stream and our acknowledgements share datagrams. Measured: an echo of 200 bytes takes 2.0
+# datagrams with 5, and 2.9 with 2. At it, what there is goes out.
+PATIENCE = 5
+
+# The clock's stale entries are thrown out when they are this many more than there are connections.
+MAX_STALE = 256
+
 
 @attrs.define
 class _Farewell:
@@ -41,12 +53,10 @@ class Endpoint(Generic[T]):
 
     def __init__(
         self,
-        nursery: trio.Nursery,
         socket: DatagramSocket,
         config: CoreConfig,
         verify_peer: VerifyPeer[T],
     ) -> None:
-        self._nursery = nursery
         self._socket = socket
         self._config = config
         self._limits = config.limits
@@ -58,6 +68,12 @@ class Endpoint(Generic[T]):
         self._accept_news = trio.Event()
         self._farewells: OrderedDict[bytes, _Farewell] = OrderedDict()
         self._closed = False
+        self._dirty: dict[Connection[Any], None] = {}
+        self._dirty_news = trio.Event()
+        self._stirring = False
+        self._clock: list[tuple[float, int, Connection[Any]]] = []
+        self._ticks = 0
+        self._alarm = trio.CancelScope()
 
     @property
     def local_address(self) -> Address:
@@ -132,6 +148,32 @@ class Endpoint(Generic[T]):
         if connection is not None:
             self._cids[connection].discard(cid)
 
+    def wake(self, connection: Connection[Any]) -> None:
+        """Have the connection flushed soon: once, and with company if more is written in the meantime."""
+        self._dirty[connection] = None
+        self._stirring = True
+        self._dirty_news.set()
+
+    def stir(self) -> None:
+        """A task is still at work: have flushing wait a little more, within its bound."""
+        self._stirring = True
+
+    def arm(self, connection: Connection[Any]) -> None:
+        """Note when the connection wants to be looked at. Times that move on are found out when the old one
+        comes.
+        """
+        due = connection.due()
+        if due >= connection.armed or connection not in self._cids:
+            return
+        connection.armed = due
+        self._ticks += 1
+        heapq.heappush(self._clock, (due, self._ticks, connection))
+        if due < self._alarm.deadline:
+            self._alarm.deadline = due
+        if len(self._clock) > 2 * len(self._cids) + MAX_STALE:
+            self._clock = [(due, tick, it) for due, tick, it in self._clock if due == it.armed]
+            heapq.heapify(self._clock)
+
     def on_ready(self, connection: Connection[Any]) -> None:
         """Both sides are proven."""
         if not connection.is_client:
@@ -150,6 +192,42 @@ class Endpoint(Generic[T]):
         while len(self._farewells) > MAX_FAREWELLS:
             self._farewells.popitem(last=False)
 
+    # -- sending, and the time
+
+    async def transmit(self) -> None:
+        """The endpoint's second task: flush the connections that have something to send."""
+        while True:
+            await self._dirty_news.wait()
+            for _ in range(PATIENCE):
+                self._stirring = False
+                await trio.lowlevel.checkpoint()
+                if not self._stirring:
+                    break
+            self._dirty_news = trio.Event()
+            dirty, self._dirty = self._dirty, {}
+            now = trio.current_time()
+            for connection in dirty:
+                connection.flush(now)
+
+    async def mind_the_time(self) -> None:
+        """The endpoint's third task: call connections when they are due."""
+        while True:
+            with trio.CancelScope() as self._alarm:
+                self._alarm.deadline = self._clock[0][0] if self._clock else float("inf")
+                await trio.sleep_forever()
+            now = max(trio.current_time(), self._clock[0][0]) if self._clock else trio.current_time()
+            while self._clock and self._clock[0][0] <= now:
+                due, _, connection = heapq.heappop(self._clock)
+                if due == connection.armed:
+                    self._on_due(connection, now)
+
+    def _on_due(self, connection: Connection[Any], now: float) -> None:
+        connection.armed = float("inf")
+        if connection.due() <= now:
+            connection.on_time(now)
+        else:
+            self.arm(connection)
+
     # -- receiving
 
     async def receive(self) -> None:
@@ -163,7 +241,7 @@ class Endpoint(Generic[T]):
                 if connection is not None:
                     touched[connection] = None
             for connection in touched:
-                connection.digest()
+                connection.digest(now)
 
     def _dispatch(self, data: bytes, address: Address, now: float) -> Connection[Any] | None:
         """Bring a datagram to the connection that it is for, and return that one."""
@@ -214,7 +292,7 @@ class Endpoint(Generic[T]):
         )
         self._cids[connection] = set()
         self.add_cid(core.cid, connection)
-        self._nursery.start_soon(connection.run)
+        self.wake(connection)
         return connection
 
     def close_now(self) -> None:
@@ -253,8 +331,9 @@ async def open_endpoint(
         socket = open_udp_socket(host, port, config.limits.socket_buffer)
     try:
         async with trio.open_nursery() as nursery:
-            endpoint = Endpoint(nursery, socket, config, verify_peer)
-            nursery.start_soon(endpoint.receive)
+            endpoint = Endpoint(socket, config, verify_peer)
+            for task in (endpoint.receive, endpoint.transmit, endpoint.mind_the_time):
+                nursery.start_soon(task)
             try:
                 yield endpoint
             finally:

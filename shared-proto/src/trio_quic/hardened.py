@@ -9,9 +9,6 @@ from aioquic._buffer import Buffer
 from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.connection import QuicConnection, QuicConnectionError, QuicReceiveContext
 from aioquic.quic.packet import QuicErrorCode, QuicProtocolVersion
-from aioquic.quic.packet_builder import QuicPacketBuilder
-from aioquic.quic.recovery import QuicPacketSpace
-from aioquic.quic.stream import QuicStream
 
 from .limits import Limits
 from .tls import CertificateCheck, Credentials, MutualContext
@@ -73,32 +70,9 @@ class HardenedConnection(QuicConnection):
             self.tls, is_client=self._is_client, alpn=self._alpn, check=self._check
         )
 
-    def _write_connection_limits(self, builder: QuicPacketBuilder, space: QuicPacketSpace) -> None:
-        self.hold_stream_limit()
-        # With nothing "used", aioquic finds no reason to double the limit, and writes the one that we have
-        # set.
-        limit = self._local_max_data
-        used, limit.used = limit.used, 0
-        try:
-            super()._write_connection_limits(builder, space)
-        finally:
-            limit.used = used
-
     def hold_stream_limit(self) -> None:
         """Take back what aioquic grants by itself for each stream that is over on the wire."""
         self._local_max_streams_bidi.value = self.allowed_streams
-
-    def _write_stream_limits(
-        self, builder: QuicPacketBuilder, space: QuicPacketSpace, stream: QuicStream
-    ) -> None:
-        receiver = stream.receiver
-        if stream.max_stream_data_local_sent == stream.max_stream_data_local or receiver.is_finished:
-            return
-        highest, receiver.highest_offset = receiver.highest_offset, 0
-        try:
-            super()._write_stream_limits(builder, space, stream)
-        finally:
-            receiver.highest_offset = highest
 
     def _handle_crypto_frame(self, context: QuicReceiveContext, frame_type: int, buf: Buffer) -> None:
         start = buf.tell()
@@ -109,16 +83,6 @@ class HardenedConnection(QuicConnection):
                 QuicErrorCode.CRYPTO_BUFFER_EXCEEDED, frame_type, "too many bytes of handshake"
             )
         super()._handle_crypto_frame(context, frame_type, buf)
-
-    def _handle_stream_frame(self, context: QuicReceiveContext, frame_type: int, buf: Buffer) -> None:
-        start = buf.tell()
-        stream = self._streams.get(buf.pull_uint_var())
-        buf.seek(start)
-        super()._handle_stream_frame(context, frame_type, buf)
-        if stream is not None and len(stream.receiver._ranges) > MAX_GAPS:
-            raise QuicConnectionError(
-                QuicErrorCode.INTERNAL_ERROR, frame_type, "too many gaps in a stream's data"
-            )
 
     def _probe_preferred_address(self) -> None:
         # A server could make us send to addresses of its choice; our peers have none to prefer.
