@@ -39,9 +39,6 @@ class Port(Protocol):
     def wake(self, connection: "Connection[T]") -> None:
         """Have the connection flushed soon."""
 
-    def stir(self) -> None:
-        """Have flushing wait a little more, within its bound."""
-
     def arm(self, connection: "Connection[T]") -> None:
         """Look at the connection's ``due`` again."""
 
@@ -83,6 +80,10 @@ class Connection(Generic[T]):
         """Why the connection is over; None while it lives, and if this side closed it."""
         self.armed = float("inf")
         """When the endpoint's clock is going to look at this connection: the endpoint's note."""
+        self.busy = 0
+        """Tasks that are between two calls on this connection's streams: the streams' note."""
+        self.waited = 0
+        """For how many passes what is queued has waited for such tasks: the endpoint's note."""
 
     def __repr__(self) -> str:
         state = "over" if self._over else "open" if self._ready else "connecting"
@@ -154,10 +155,6 @@ class Connection(Generic[T]):
     def stall(self, stream: Stream) -> None:
         """A sender of this stream waits for acknowledgements."""
         self._stalled[stream] = None
-
-    def stir(self) -> None:
-        """Somebody is still at work on a stream: what is to be sent may soon be more."""
-        self._port.stir()
 
     def forget(self, stream: Stream) -> None:
         """The application is done with a stream."""

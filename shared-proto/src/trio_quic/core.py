@@ -209,6 +209,11 @@ class Core:
             self._free_streams()
         return bool(self._quic._network_paths) and self._quic.wants_to_send(now)
 
+    @property
+    def has_news(self) -> bool:
+        """Whether streams have something to say to the peer."""
+        return self._quic.has_news
+
     def events(self) -> Iterator[Event]:
         """What has happened since the last call."""
         while (event := self._quic.next_event()) is not None:

@@ -133,10 +133,15 @@ class LeanConnection(HardenedConnection):
 
     def wants_to_send(self, now: float) -> bool:
         """Whether ``datagrams_to_send`` is worth a call."""
-        if not self.is_quiet or self._waiting or self._limit_news:
+        if self.has_news or not self.is_quiet:
             return True
         ack_at = self._application().ack_at
-        return (ack_at is not None and ack_at <= now) or self._limits_are_news()
+        return ack_at is not None and ack_at <= now
+
+    @property
+    def has_news(self) -> bool:
+        """Whether there are stream frames or credit to send."""
+        return bool(self._waiting or self._limit_news) or self._limits_are_news()
 
     def activate(self, stream: QuicStream) -> None:
         """A stream has something to say: data, an end, a reset or a wish to hear no more."""
@@ -187,7 +192,7 @@ class LeanConnection(HardenedConnection):
         space = self._application()
         ack_due = space.ack_at is not None and space.ack_at <= now
         self._pacing_at = None
-        if not (self._waiting or self._limit_news or self._limits_are_news()):
+        if not self.has_news:
             if not ack_due:
                 return None
         elif not ack_due:

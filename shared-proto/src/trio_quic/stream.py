@@ -16,14 +16,16 @@ DEFAULT_READ = 64 * 1024
 class Owner(Protocol):
     """What a stream needs of its connection."""
 
+    busy: int
+    """Tasks between two calls on streams, which may soon have more to send: what is queued waits for them a
+    little.
+    """
+
     def wake(self) -> None:
         """Have what was queued in the core sent soon."""
 
     def stall(self, stream: "Stream") -> None:
         """A sender waits for acknowledgements: tell the stream of progress."""
-
-    def stir(self) -> None:
-        """Reading goes on: an answer may follow, wait with sending."""
 
     def forget(self, stream: "Stream") -> None:
         """The application is done with the stream."""
@@ -109,11 +111,18 @@ class Stream(trio.abc.HalfCloseableStream):
     async def _wait_for_news(self) -> None:
         """A checkpoint, for as long as there is nothing to tell a reader."""
         if self._has_news():
-            self._owner.stir()
-            await trio.lowlevel.checkpoint()
+            await self._pause()
         while not self._has_news():
             self._readable = trio.Event()
             await self._readable.wait()
+
+    async def _pause(self) -> None:
+        """A checkpoint in the midst of work."""
+        self._owner.busy += 1
+        try:
+            await trio.lowlevel.checkpoint()
+        finally:
+            self._owner.busy -= 1
 
     def _has_news(self) -> bool:
         return bool(self._received or self._eof or self._closed or self._receive_error)
@@ -142,23 +151,29 @@ class Stream(trio.abc.HalfCloseableStream):
         """Queue all of ``data``; returns when the last byte is in the send buffer, not when it arrived."""
         self._start_writing()
         try:
-            await trio.lowlevel.checkpoint()
+            await trio.lowlevel.checkpoint_if_cancelled()
             self._check_sending()
-            room = self._send_buffer - self._core.buffered(self._id)
-            if len(data) <= room and isinstance(data, bytes):
+            if isinstance(data, bytes) and len(data) <= self._room():
                 self._queue(data)
+                self._owner.busy += 1
+                await trio.lowlevel.cancel_shielded_checkpoint()
+                self._owner.busy -= 1
             else:
+                await self._pause()
+                self._check_sending()
                 await self._send_in_parts(memoryview(data).cast("B"))
         finally:
             self._writing = False
+
+    def _room(self) -> int:
+        return self._send_buffer - self._core.buffered(self._id)
 
     async def _send_in_parts(self, view: memoryview) -> None:
         done = 0
         try:
             while done < len(view):
                 await self._wait_for_room()
-                room = self._send_buffer - self._core.buffered(self._id)
-                chunk = view[done : done + room]
+                chunk = view[done : done + self._room()]
                 self._queue(bytes(chunk))
                 done += len(chunk)
         except trio.Cancelled:
@@ -178,17 +193,18 @@ class Stream(trio.abc.HalfCloseableStream):
         """``send_all(data)`` and ``send_eof()`` in one, and so in one datagram if there is room: for a request or an
         answer that is whole.
         """
-        if len(data) > self._send_buffer - self._core.buffered(self._id):
+        if len(data) > self._room():
             await self.send_all(data)
             await self.send_eof()
             return
         self._start_writing()
         try:
-            await trio.lowlevel.checkpoint()
+            await trio.lowlevel.checkpoint_if_cancelled()
             self._check_sending()
             self._fin_sent = True
             self._core.send(self._id, data, fin=True)
             self._owner.wake()
+            await trio.lowlevel.cancel_shielded_checkpoint()
         finally:
             self._writing = False
 
@@ -206,13 +222,14 @@ class Stream(trio.abc.HalfCloseableStream):
         """End our direction of the stream; the peer reads what was sent and then ``b""``. May be repeated."""
         self._start_writing()
         try:
-            await trio.lowlevel.checkpoint()
+            await trio.lowlevel.checkpoint_if_cancelled()
             if self._closed:
                 raise trio.ClosedResourceError("this stream was closed here")
             if not self._fin_sent:
                 self._check_sending()
                 self._finish_sending()
                 self._owner.wake()
+            await trio.lowlevel.cancel_shielded_checkpoint()
         finally:
             self._writing = False
 
@@ -272,7 +289,8 @@ class Stream(trio.abc.HalfCloseableStream):
         self._core.stop(self._id, code)
         self._owner.forget(self)
         self._notify()
-        self._owner.wake()
+        if self._core.has_news:
+            self._owner.wake()
 
     # -- what the connection tells
 
