@@ -20,7 +20,7 @@ test in ``tests/trio_quic/test_lean.py`` or ``test_hardened.py`` that fails with
 
 from typing import Any
 
-from aioquic._buffer import Buffer
+from aioquic._buffer import Buffer, BufferReadError
 from aioquic._crypto import CryptoError
 from aioquic.buffer import size_uint_var
 from aioquic.quic.connection import (
@@ -30,10 +30,17 @@ from aioquic.quic.connection import (
     QuicReceiveContext,
 )
 from aioquic.quic.crypto import CryptoPair
-from aioquic.quic.packet import QuicErrorCode, QuicFrameType, QuicPacketType, QuicStreamFrame, push_ack_frame
+from aioquic.quic.packet import (
+    QuicErrorCode,
+    QuicFrameType,
+    QuicPacketType,
+    QuicStreamFrame,
+    decode_packet_number,
+    push_ack_frame,
+)
 from aioquic.quic.packet_builder import QuicDeliveryState, QuicPacketBuilder, QuicSentPacket
 from aioquic.quic.recovery import MAX_ACK_RANGES, QuicPacketSpace
-from aioquic.quic.stream import FinalSizeError, QuicStream, QuicStreamSender
+from aioquic.quic.stream import FinalSizeError, QuicStream, QuicStreamSender, StreamFinishedError
 from aioquic.tls import Epoch
 
 from .hardened import CID_LENGTH, MAX_GAPS, CoreConfig, HardenedConnection
@@ -46,11 +53,14 @@ ACK_DELAY = 0.020
 # Packets that make one acknowledgement (RFC 9000 §13.2.2).
 ACK_EVERY = 2
 
-_HEADER = 1 + CID_LENGTH + 2  # first byte, connection id, packet number (RFC 9000 §17.3.1)
+_HEADER_ROOM = (
+    1 + 2
+)  # first byte, packet number, and the peer's connection id between them (RFC 9000 §17.3.1)
 _TAG = 16
-_SMALLEST = _HEADER + 4 + _TAG - 2  # with a packet number of two bytes, a sample fits (RFC 9001 §5.4.2)
+_SMALLEST = 1 + CID_LENGTH + 4 + _TAG  # a sample fits (RFC 9001 §5.4.2)
 _FIXED_BIT = 0x40
 _RESERVED_BITS = 0x18
+_KEY_PHASE = 0x04
 _LONG_HEADER = 0x80
 
 # Room that the largest frame of a kind may take, its type included: variable-length integers of 8 bytes.
@@ -166,7 +176,11 @@ class LeanConnection(HardenedConnection):
 
     def get_timer(self) -> float | None:
         """As in aioquic, for a quiet connection with a single look at each of its timers."""
-        if not self.is_quiet or self._close_at is None:
+        if (
+            not self._handshake_confirmed
+            or not self._network_paths[0].is_validated
+            or self._state is not _CONNECTED
+        ):
             timer: float | None = super().get_timer()
             return timer
         space, loss = self._application(), self._loss
@@ -174,7 +188,8 @@ class LeanConnection(HardenedConnection):
         if self._loss_at is None and space.ack_eliciting_in_flight:
             backoff = loss.get_probe_timeout() * (1 << loss._pto_count)
             self._loss_at = loss._time_of_last_sent_ack_eliciting_packet + backoff
-        due: float = self._close_at
+        due = self._close_at
+        assert due is not None
         for other in (self._loss_at, space.ack_at, self._pacing_at):
             if other is not None and other < due:
                 due = other
@@ -203,7 +218,8 @@ class LeanConnection(HardenedConnection):
 
     def _build(self, space: QuicPacketSpace, ack_due: bool, now: float) -> bytes | None:
         buf, handlers = self._out, list[Handler]()
-        buf.seek(_HEADER)
+        header = _HEADER_ROOM + len(self._peer_cid.cid)
+        buf.seek(header)
         if space.ack_at is not None:
             self._put_ack(buf, space, handlers, now)
         flight = self._loss.congestion_window - self._loss.bytes_in_flight
@@ -216,7 +232,7 @@ class LeanConnection(HardenedConnection):
             if not eliciting and len(space.ack_queue) > 1 and self._packet_number % 8 == 0:
                 buf.push_uint_var(_PING)  # have acknowledgements acknowledged, so that we can forget them
                 eliciting = True
-        return self._seal(buf, handlers, eliciting, now)
+        return self._seal(buf, header, handlers, eliciting, now)
 
     def _put_frames(self, buf: Buffer, end: int, handlers: list[Handler]) -> bool:
         """Fill a packet up to ``end``. Returns whether there was anything."""
@@ -317,27 +333,38 @@ class LeanConnection(HardenedConnection):
         else:
             sender.buffer_is_empty = True
 
-    def _seal(self, buf: Buffer, handlers: list[Handler], eliciting: bool, now: float) -> bytes:
+    def _seal(self, buf: Buffer, header: int, handlers: list[Handler], eliciting: bool, now: float) -> bytes:
         """Encrypt the packet in ``buf``, and account for it."""
-        pair, number = self._pair, self._packet_number
-        assert pair is not None and self._space is not None
-        stop = max(buf.tell(), _HEADER + 2)
+        number, space = self._packet_number, self._application()
+        stop = max(buf.tell(), header + 2)
         if stop > buf.tell():
             buf.push_bytes(bytes(stop - buf.tell()))
-        first = _FIXED_BIT | (self._spin_bit << 5) | (pair.key_phase << 2) | 1
-        header = bytes((first,)) + self._peer_cid.cid + (number & 0xFFFF).to_bytes(2, "big")
-        datagram: bytes = pair.encrypt_packet(header, buf.data_slice(_HEADER, stop), number)
+        datagram = self._encrypt(buf.data_slice(header, stop), number)
         self._packet_number = number + 1
         packet = QuicSentPacket(
             _ONE_RTT, eliciting, eliciting, False, number, _ONE_RTT_PACKET, now, len(datagram), handlers
         )
-        self._loss.on_packet_sent(packet=packet, space=self._space)
+        self._loss.on_packet_sent(packet=packet, space=space)
         self._loss._pacer.update_after_send(now=now)
         if eliciting and not self._ack_eliciting_sent_since_receipt:
             self._close_at = now + self._idle_timeout()
             self._ack_eliciting_sent_since_receipt = True
         self._network_paths[0].bytes_sent += len(datagram)
         return datagram
+
+    def _encrypt(self, payload: bytes, number: int) -> bytes:
+        """A whole packet of this payload, with a packet number of two bytes (RFC 9001 §5)."""
+        pair = self._pair
+        assert pair is not None
+        first = _FIXED_BIT | (self._spin_bit << 5) | (pair.key_phase << 2) | 1
+        header = bytes((first,)) + self._peer_cid.cid + (number & 0xFFFF).to_bytes(2, "big")
+        keys = pair.send
+        if pair._update_key_requested or keys.aead is None or keys.hp is None:
+            return pair.encrypt_packet(header, payload, number)
+        sealed = keys.aead.encrypt(payload, header, number)
+        mask = keys.hp._mask(sealed[2:18])
+        masked = ((number & 0xFFFF) ^ int.from_bytes(mask[1:3], "big")).to_bytes(2, "big")
+        return b"".join((bytes((first ^ (mask[0] & 0x1F),)), self._peer_cid.cid, masked, sealed))
 
     # -- what became of packets
 
@@ -425,23 +452,20 @@ class LeanConnection(HardenedConnection):
 
     def _receive_everyday(self, data: bytes, now: float) -> None:
         space = self._application()
-        assert self._pair is not None
         try:
-            header, payload, number = self._pair.decrypt_packet(
-                data, 1 + CID_LENGTH, space.expected_packet_number
-            )
+            first, payload, number = self._decrypt(data, space.expected_packet_number)
         except CryptoError:
             return
         if number in space.received_packets:
             return
-        if header[0] & _RESERVED_BITS:
+        if first & _RESERVED_BITS:
             self.close(QuicErrorCode.PROTOCOL_VIOLATION, QuicFrameType.PADDING, "Reserved bits must be zero")
             return
         in_order = number == space.largest_received_packet + 1
         if number > space.expected_packet_number:
             space.expected_packet_number = number + 1
         try:
-            eliciting, _ = self._payload_received(self._everyday_context(now), payload)
+            eliciting = self._take_frames(self._everyday_context(now), payload)
         except QuicConnectionError as exc:
             self.close(exc.error_code, exc.frame_type, exc.reason_phrase)
         if self._close_pending or self._state is not _CONNECTED:
@@ -451,6 +475,50 @@ class LeanConnection(HardenedConnection):
         self._note_received(space, number, now)
         if eliciting:
             self._plan_acknowledgement(space, in_order, now)
+
+    def _decrypt(self, data: bytes, expected: int) -> tuple[int, bytes, int]:
+        """The (first byte, payload, number) of a packet (RFC 9001 §5). Raises CryptoError."""
+        pair = self._pair
+        assert pair is not None
+        keys, begin = pair.recv, 1 + CID_LENGTH
+        assert keys.hp is not None and keys.aead is not None
+        mask = keys.hp._mask(data[begin + 4 : begin + 20])
+        first = data[0] ^ (mask[0] & 0x1F)
+        if (first & _KEY_PHASE) >> 2 != keys.key_phase:
+            header, payload, number = pair.decrypt_packet(data, begin, expected)
+            return header[0], payload, number
+        length = (first & 3) + 1
+        end = begin + length
+        truncated = int.from_bytes(data[begin:end], "big") ^ int.from_bytes(mask[1 : 1 + length], "big")
+        number = decode_packet_number(truncated, length * 8, expected)
+        header = bytes((first,)) + data[1:begin] + truncated.to_bytes(length, "big")
+        return first, keys.aead.decrypt(data[end:], header, number), number
+
+    def _take_frames(self, context: QuicReceiveContext, payload: bytes) -> bool:
+        """Handle a packet's frames up to the first that is not of the everyday kinds; aioquic does the rest.
+        Returns whether the packet is to be acknowledged.
+        """
+        buf, size, eliciting = Buffer(data=payload), len(payload), False
+        try:
+            while (start := buf.tell()) < size:
+                kind = payload[start]
+                if kind & 0xF8 == _STREAM:
+                    buf.seek(start + 1)
+                    eliciting = True
+                    self._handle_stream_frame(context, kind, buf)
+                elif kind == _ACK:
+                    buf.seek(start + 1)
+                    self._handle_ack_frame(context, kind, buf)
+                else:
+                    rest, _ = self._payload_received(context, payload[start:])
+                    return eliciting or rest
+        except BufferReadError as exc:
+            raise QuicConnectionError(
+                QuicErrorCode.FRAME_ENCODING_ERROR, kind, "a frame ends before its time"
+            ) from exc
+        if not size:
+            raise QuicConnectionError(QuicErrorCode.PROTOCOL_VIOLATION, 0, "a packet without frames")
+        return eliciting
 
     def _everyday_context(self, now: float) -> QuicReceiveContext:
         context, path = self._context, self._network_paths[0]
@@ -493,7 +561,10 @@ class LeanConnection(HardenedConnection):
         if stream is None:
             # New, over, or not allowed.
             buf.seek(start)
-            super()._handle_stream_frame(context, frame_type, buf)
+            try:
+                super()._handle_stream_frame(context, frame_type, buf)
+            except StreamFinishedError:
+                return
             stream = self._streams.get(stream_id)
         else:
             self._take_data(stream, frame_type, buf)
