@@ -44,6 +44,7 @@ from aioquic.quic.stream import FinalSizeError, QuicStream, QuicStreamSender, St
 from aioquic.tls import Epoch
 
 from .hardened import CID_LENGTH, MAX_GAPS, CoreConfig, HardenedConnection
+from .recovery import LeanRecovery
 from .tls import CertificateCheck
 
 # How long an acknowledgement may wait for company, in seconds. Peers reckon with 25 ms (RFC 9000 §18.2,
@@ -91,6 +92,14 @@ class LeanConnection(HardenedConnection):
 
     def __init__(self, config: CoreConfig, check: CertificateCheck, original_cid: bytes | None) -> None:
         super().__init__(config, check, original_cid)
+        self._loss = LeanRecovery(
+            congestion_control_algorithm=self._configuration.congestion_control_algorithm,
+            initial_rtt=self._configuration.initial_rtt,
+            max_datagram_size=self._max_datagram_size,
+            peer_completed_address_validation=not self._is_client,
+            send_probe=self._send_probe,
+            logger=self._logger,
+        )
         self.discarded: list[int] = []
         """Streams that are over on the wire since somebody last emptied this list."""
         self._waiting: dict[QuicStream, None] = {}

@@ -71,6 +71,11 @@ class Stream(trio.abc.HalfCloseableStream):
 
     # -- receiving
 
+    @property
+    def at_eof(self) -> bool:
+        """Whether all that the peer sent was read, its end of stream included: nothing more will come."""
+        return self._eof and not self._received
+
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         """Some bytes, as soon as there are any; ``b""`` at the peer's end of stream."""
         if max_bytes is None:
@@ -103,7 +108,7 @@ class Stream(trio.abc.HalfCloseableStream):
                 if len(whole) + len(part) > max_bytes:
                     raise ValueError(f"the peer sends more than {max_bytes} bytes")
                 whole += part
-                if self._eof and not self._received:
+                if self.at_eof:
                     return bytes(whole)
         finally:
             self._reading = False
