@@ -255,8 +255,12 @@ class Connection(Generic[T]):
         return datagrams
 
     def _depart(self, error: QuicError | None) -> None:
-        """Say farewell, having closed the core, and be over for this reason."""
-        self._finish(error, self._transmit(trio.current_time()))
+        """Say farewell, having closed the core, and be over for this reason.
+
+        Not to an address that is unproven: farewells do not count against the amplification limit.
+        """
+        proven = self._is_client or self._core.address_proven
+        self._finish(error, self._transmit(trio.current_time()) if proven else [])
 
     def _hand_on_events(self) -> None:
         for event in self._core.events():

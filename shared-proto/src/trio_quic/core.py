@@ -15,6 +15,7 @@ Where aioquic's habits differ from ours, :class:`~trio_quic.hardened.HardenedCon
   anybody is known.
 """
 
+import os
 from collections.abc import Iterator
 
 import attrs
@@ -28,10 +29,13 @@ from aioquic.quic.crypto import CryptoPair
 from aioquic.quic.packet import (
     QuicErrorCode,
     QuicFrameType,
+    QuicHeader,
     QuicPacketType,
+    encode_quic_retry,
     pull_quic_header,
 )
 from aioquic.quic.packet_builder import QuicPacketBuilder
+from aioquic.quic.retry import QuicRetryTokenHandler
 from aioquic.quic.stream import QuicStream
 
 from .errors import PeerRejected
@@ -41,6 +45,8 @@ from .tls import CertificateCheck, short_reason
 
 Address = tuple[str, int]
 Datagram = tuple[bytes, Address]
+
+INVALID_TOKEN = int(QuicErrorCode.INVALID_TOKEN)
 
 _OVER = frozenset({QuicConnectionState.CLOSING, QuicConnectionState.DRAINING, QuicConnectionState.TERMINATED})
 
@@ -124,10 +130,17 @@ class Core:
     """One connection's state machine. See the module's text for the rules that it keeps."""
 
     def __init__(
-        self, config: CoreConfig, check: CertificateCheck, *, original_cid: bytes | None = None
+        self,
+        config: CoreConfig,
+        check: CertificateCheck,
+        *,
+        original_cid: bytes | None = None,
+        retry_cid: bytes | None = None,
     ) -> None:
-        """A client's side, or with the ``original_cid`` of a client's first datagram, a server's."""
-        self._quic = LeanConnection(config, check, original_cid)
+        """A client's side, or with the ``original_cid`` of a client's first datagram, a server's. ``retry_cid`` is
+        what our Retry told the client to use instead, if there was one.
+        """
+        self._quic = LeanConnection(config, check, original_cid, retry_cid)
         self._limits = config.limits
         self._is_client = original_cid is None
         self._accounts: dict[int, _Account] = {}
@@ -146,6 +159,12 @@ class Core:
     def is_known(self) -> bool:
         """Whether any packet of the peer could be decrypted yet."""
         return self._quic._state is not QuicConnectionState.FIRSTFLIGHT
+
+    @property
+    def address_proven(self) -> bool:
+        """Whether the peer has shown that it receives where it says it is (RFC 9000 §8.1)."""
+        paths = self._quic._network_paths
+        return bool(paths) and bool(paths[0].is_validated)
 
     @property
     def established(self) -> bool:
@@ -379,15 +398,75 @@ def is_initial(data: bytes) -> bool:
     return len(data) >= 1200 and data[0] & 0xF0 == 0xC0 and int.from_bytes(data[1:5], "big") == VERSION
 
 
-def refusal(data: bytes) -> bytes | None:
-    """The answer to a client's first datagram that says CONNECTION_REFUSED and costs no state (RFC 9000
-    §5.2.2).
+@attrs.frozen
+class Proof:
+    """A client's proof, by the token of our Retry, that it receives at its address."""
+
+    original_cid: bytes
+    """Where its very first datagram was addressed to."""
+    retry_cid: bytes
+    """Where our Retry told it to send instead."""
+
+
+class InvalidToken(ValueError):
+    """A client's first datagram carries a token that is not ours, too old, or for another address."""
+
+
+class AddressValidation:
+    """Retry and its tokens (RFC 9000 §8.1.2). No state but a key: tokens die with the endpoint, or after 30 s."""
+
+    def __init__(self) -> None:
+        self._tokens = QuicRetryTokenHandler()
+
+    def check(self, data: bytes, address: Address, now: float) -> Proof | None:
+        """What the token in a client's first datagram proves; None if there is none. Raises InvalidToken."""
+        header = _first_header(data)
+        if header is None or not header.token:
+            return None
+        try:
+            original = self._tokens.validate_token(
+                address=address, destination_cid=header.destination_cid, token=header.token, now=now
+            )
+        except ValueError as exc:
+            raise InvalidToken(str(exc)) from exc
+        return Proof(original, header.destination_cid)
+
+    def retry(self, data: bytes, address: Address, now: float) -> bytes | None:
+        """The Retry that answers a client's first datagram; far shorter than that."""
+        header = _first_header(data)
+        if header is None:
+            return None
+        cid = os.urandom(CID_LENGTH)
+        token = self._tokens.create_token(
+            address=address,
+            original_destination_connection_id=header.destination_cid,
+            retry_source_connection_id=cid,
+            now=now,
+        )
+        return encode_quic_retry(
+            version=VERSION,
+            source_cid=cid,
+            destination_cid=header.source_cid,
+            original_destination_cid=header.destination_cid,
+            retry_token=token,
+        )
+
+
+def _first_header(data: bytes) -> QuicHeader | None:
+    try:
+        return pull_quic_header(Buffer(data=data), host_cid_length=CID_LENGTH)
+    except ValueError:
+        return None
+
+
+def refusal(data: bytes, code: int = QuicErrorCode.CONNECTION_REFUSED) -> bytes | None:
+    """The answer to a client's first datagram that says CONNECTION_REFUSED, or another ``code``, and costs no state
+    (RFC 9000 §5.2.2).
 
     None if the datagram is none. The answer is not longer than the question, so it amplifies nothing.
     """
-    try:
-        header = pull_quic_header(Buffer(data=data), host_cid_length=CID_LENGTH)
-    except ValueError:
+    header = _first_header(data)
+    if header is None:
         return None
     crypto = CryptoPair()
     crypto.setup_initial(cid=header.destination_cid, is_client=False, version=VERSION)
@@ -400,7 +479,7 @@ def refusal(data: bytes) -> bytes | None:
     )
     builder.start_packet(QuicPacketType.INITIAL, crypto)
     frame = builder.start_frame(QuicFrameType.TRANSPORT_CLOSE, capacity=8)
-    for value in (QuicErrorCode.CONNECTION_REFUSED, QuicFrameType.PADDING, 0):
+    for value in (code, QuicFrameType.PADDING, 0):
         frame.push_uint_var(value)
     datagrams, _ = builder.flush()
     return datagrams[0]

@@ -4,10 +4,10 @@ One task receives, one sends what connections have queued, and one minds the tim
 """
 
 import heapq
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from ipaddress import ip_address
+from ipaddress import IPv6Address, ip_address
 from typing import Any, Generic, TypeVar
 
 import attrs
@@ -15,7 +15,18 @@ import trio
 from cryptography import x509
 
 from .connection import Connection
-from .core import Address, Core, Datagram, destination_cid, is_initial, refusal
+from .core import (
+    INVALID_TOKEN,
+    Address,
+    AddressValidation,
+    Core,
+    Datagram,
+    InvalidToken,
+    Proof,
+    destination_cid,
+    is_initial,
+    refusal,
+)
 from .errors import EndpointFull, HandshakeFailed
 from .hardened import CoreConfig
 from .limits import Limits
@@ -70,6 +81,9 @@ class Endpoint(Generic[T]):
         self._closed = False
         self._dirty: dict[Connection[Any], None] = {}
         self._dirty_news = trio.Event()
+        self._validation = AddressValidation()
+        self._origins: Counter[str] = Counter()
+        self._origin_of: dict[Connection[Any], str] = {}
         self._clock: list[tuple[float, int, Connection[Any]]] = []
         self._ticks = 0
         self._alarm = trio.CancelScope()
@@ -178,6 +192,7 @@ class Endpoint(Generic[T]):
         """Forget a connection, but repeat its farewell for a while."""
         if not connection.ready:
             self._unaccepted.discard(connection)
+        self._discount_origin(connection)
         until = trio.current_time() + FAREWELL_SECONDS
         for cid in self._cids.pop(connection, ()):
             self._routes.pop(cid, None)
@@ -262,23 +277,60 @@ class Endpoint(Generic[T]):
             self.send(farewell.datagrams)
 
     def _greet(self, data: bytes, cid: bytes, address: Address, now: float) -> Connection[Any] | None:
-        """A stranger's first datagram. A later address validation by Retry belongs here (RFC 9000 §8.1.2)."""
+        """A stranger's first datagram: refused, asked to prove its address, or the start of a connection."""
         if len(self._unaccepted) >= self._limits.max_handshakes:
             return None
-        if self.connections >= self._limits.max_connections:
-            answer = refusal(data)
-            if answer is not None:
-                self.send([(answer, address)])
+        try:
+            proof = self._validation.check(data, address, now)
+        except InvalidToken:
+            self._answer(refusal(data, INVALID_TOKEN), address)
             return None
-        core = Core(self._config, self._verify_peer, original_cid=cid)
+        origin = _origin(address)
+        if (
+            self.connections >= self._limits.max_connections
+            or self._origins[origin] >= self._limits.max_per_address
+        ):
+            self._answer(refusal(data), address)
+            return None
+        if proof is None and len(self._unaccepted) >= self._limits.retry_above:
+            self._answer(self._validation.retry(data, address, now), address)
+            return None
+        return self._admit(data, cid, address, now, proof)
+
+    def _answer(self, datagram: bytes | None, address: Address) -> None:
+        if datagram is not None:
+            self.send([(datagram, address)])
+
+    def _admit(
+        self, data: bytes, cid: bytes, address: Address, now: float, proof: Proof | None
+    ) -> Connection[Any]:
+        """The server's side of a new connection."""
+        core = Core(
+            self._config,
+            self._verify_peer,
+            original_cid=cid if proof is None else proof.original_cid,
+            retry_cid=None if proof is None else proof.retry_cid,
+        )
         connection = self._start(core, is_client=False, give_up_at=now + self._limits.handshake_timeout)
         self._unaccepted.add(connection)
+        self._count_origin(connection, address)
         self.add_cid(cid, connection)
         connection.feed(data, address, now)
         if not connection.is_known():
             # Nobody who knows QUIC sent this: keep nothing of it.
             connection.abandon()
         return connection
+
+    def _count_origin(self, connection: Connection[Any], address: Address) -> None:
+        self._origin_of[connection] = _origin(address)
+        self._origins[_origin(address)] += 1
+
+    def _discount_origin(self, connection: Connection[Any]) -> None:
+        origin = self._origin_of.pop(connection, None)
+        if origin is not None:
+            self._origins[origin] -= 1
+            if not self._origins[origin]:
+                del self._origins[origin]
 
     def _start(self, core: Core, *, is_client: bool, give_up_at: float) -> Connection[Any]:
         connection: Connection[Any] = Connection(
@@ -295,6 +347,12 @@ class Endpoint(Generic[T]):
         for connection in list(self._cids):
             connection.close_now(0, "the endpoint is closing")
         self._accept_news.set()
+
+
+def _origin(address: Address) -> str:
+    """What counts as one origin: an IPv4 address, or the /64 that an IPv6 host can pick addresses from at will."""
+    host = ip_address(address[0].partition("%")[0])
+    return host.exploded[:19] if isinstance(host, IPv6Address) and not host.ipv4_mapped else str(host)
 
 
 @asynccontextmanager

@@ -51,10 +51,17 @@ class CoreConfig:
 class HardenedConnection(QuicConnection):
     """aioquic's connection with the overrides that :mod:`trio_quic.core` explains."""
 
-    def __init__(self, config: CoreConfig, check: CertificateCheck, original_cid: bytes | None) -> None:
+    def __init__(
+        self,
+        config: CoreConfig,
+        check: CertificateCheck,
+        original_cid: bytes | None = None,
+        retry_cid: bytes | None = None,
+    ) -> None:
         super().__init__(
             configuration=config.quic(is_client=original_cid is None),
             original_destination_connection_id=original_cid,
+            retry_source_connection_id=retry_cid,
         )
         self._alpn = config.alpn
         self._check = check

@@ -90,8 +90,14 @@ Handler = tuple[Any, tuple[Any, ...]]
 class LeanConnection(HardenedConnection):
     """A hardened connection that sends and receives its everyday packets by a shorter way."""
 
-    def __init__(self, config: CoreConfig, check: CertificateCheck, original_cid: bytes | None) -> None:
-        super().__init__(config, check, original_cid)
+    def __init__(
+        self,
+        config: CoreConfig,
+        check: CertificateCheck,
+        original_cid: bytes | None = None,
+        retry_cid: bytes | None = None,
+    ) -> None:
+        super().__init__(config, check, original_cid, retry_cid)
         self._loss = LeanRecovery(
             congestion_control_algorithm=self._configuration.congestion_control_algorithm,
             initial_rtt=self._configuration.initial_rtt,
