@@ -36,6 +36,9 @@ class Port(Protocol):
     def remove_cid(self, cid: bytes) -> None:
         """Route them no more."""
 
+    def note_token(self, old: bytes, new: bytes, connection: "Connection[T]") -> None:
+        """A datagram with this reset token is the peer's word that the connection is no more."""
+
     def wake(self, connection: "Connection[T]") -> None:
         """Have the connection flushed soon."""
 
@@ -80,6 +83,8 @@ class Connection(Generic[T]):
         """Why the connection is over; None while it lives, and if this side closed it."""
         self.armed = float("inf")
         """When the endpoint's clock is going to look at this connection: the endpoint's note."""
+        self.reset_token = b""
+        """By what the peer would disown this connection."""
         self.busy = 0
         """Tasks that are between two calls on this connection's streams: the streams' note."""
         self.waited = 0
@@ -183,6 +188,10 @@ class Connection(Generic[T]):
         """End without a word to anybody."""
         self._finish(None)
 
+    def disowned(self) -> None:
+        """The peer has sent its reset token."""
+        self._finish(ConnectionLost(f"{self.remote_address} was restarted, or has lost this connection"))
+
     def close_now(self, code: int = 0, reason: str = "") -> None:
         """Close and send the farewell without waiting for anything."""
         if not self._over:
@@ -232,6 +241,8 @@ class Connection(Generic[T]):
         if self._over:
             return
         datagrams = self._transmit(now)
+        if self._core.has_events and not self._over:
+            self._hand_on_events()  # connection ids that the peer may use from its first answer on
         end = self._core.termination
         if end is not None:
             self._finish(self._explain(end), datagrams if end.by == "us" else [])
@@ -281,6 +292,10 @@ class Connection(Generic[T]):
             self.settled.set()
         if not self._slots_news.is_set() and self._core.can_open():
             self._slots_news.set()
+        token = self._core.peer_reset_token
+        if token != self.reset_token:
+            self._port.note_token(self.reset_token, token, self)
+            self.reset_token = token
         if self._stalled:
             self._stalled = {stream: None for stream in self._stalled if not stream.on_progress()}
 

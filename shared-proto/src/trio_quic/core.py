@@ -39,7 +39,7 @@ from aioquic.quic.retry import QuicRetryTokenHandler
 from aioquic.quic.stream import QuicStream
 
 from .errors import PeerRejected
-from .hardened import CID_LENGTH, VERSION, CoreConfig
+from .hardened import CID_LENGTH, VERSION, CoreConfig, reset_token
 from .lean import LeanConnection
 from .tls import CertificateCheck, short_reason
 
@@ -47,6 +47,10 @@ Address = tuple[str, int]
 Datagram = tuple[bytes, Address]
 
 INVALID_TOKEN = int(QuicErrorCode.INVALID_TOKEN)
+
+# RFC 9000 §10.3: 5 unpredictable bytes and the token; and about as long as the shortest packets of ours.
+SMALLEST_RESET = 21
+LARGEST_RESET = 42
 
 _OVER = frozenset({QuicConnectionState.CLOSING, QuicConnectionState.DRAINING, QuicConnectionState.TERMINATED})
 
@@ -188,6 +192,12 @@ class Core:
         address: Address | None = self._quic.get_peer_address()
         return address
 
+    @property
+    def peer_reset_token(self) -> bytes:
+        """By what the peer would disown the connection after a restart; empty while unknown."""
+        token: bytes | None = self._quic._peer_cid.stateless_reset_token
+        return token or b""
+
     def connect(self, address: Address, now: float) -> None:
         """Start a client's handshake."""
         self._quic.connect(address, now=now)
@@ -232,6 +242,11 @@ class Core:
     def has_news(self) -> bool:
         """Whether streams have something to say to the peer."""
         return self._quic.has_news
+
+    @property
+    def has_events(self) -> bool:
+        """Whether ``events`` has any."""
+        return bool(self._quic._events)
 
     def events(self) -> Iterator[Event]:
         """What has happened since the last call."""
@@ -483,6 +498,25 @@ def refusal(data: bytes, code: int = QuicErrorCode.CONNECTION_REFUSED) -> bytes 
         frame.push_uint_var(value)
     datagrams, _ = builder.flush()
     return datagrams[0]
+
+
+def possible_reset(data: bytes) -> bytes | None:
+    """The token in a datagram that may be a stateless reset (RFC 9000 §10.3), else None."""
+    return data[-16:] if len(data) >= SMALLEST_RESET and not data[0] & 0x80 else None
+
+
+def stateless_reset(data: bytes, cid: bytes, key: bytes) -> bytes | None:
+    """The answer to a datagram of a connection that we do not know: we do not, and never will again.
+
+    It is shorter than the question by a third, so that two of us cannot go on like that (RFC 9000 §10.3.3); None if
+    there is no room for that, or if it is no packet of an established connection.
+    """
+    size = max(SMALLEST_RESET, min(LARGEST_RESET, len(data) * 2 // 3))
+    if data[0] & 0x80 or size >= len(data):
+        return None
+    noise = bytearray(os.urandom(size - 16))
+    noise[0] = 0x40 | (noise[0] & 0x3F)
+    return bytes(noise) + reset_token(key, cid)
 
 
 def destination_cid(data: bytes) -> bytes | None:

@@ -4,6 +4,7 @@ One task receives, one sends what connections have queued, and one minds the tim
 """
 
 import heapq
+import hmac
 from collections import Counter, OrderedDict, deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -25,7 +26,9 @@ from .core import (
     Proof,
     destination_cid,
     is_initial,
+    possible_reset,
     refusal,
+    stateless_reset,
 )
 from .errors import EndpointFull, HandshakeFailed
 from .hardened import CoreConfig
@@ -42,6 +45,11 @@ VerifyPeer = Callable[[x509.Certificate], T]
 # limit the oldest is dropped: that peer then notices by its idle time-out.
 MAX_FAREWELLS = 256
 FAREWELL_SECONDS = 3.0
+
+# Stateless resets are answers to anybody: so many seconds apart, with bursts of so many. At it, peers of a
+# restarted endpoint wait for their next datagram, or their idle time-out. Guesses.
+RESET_INTERVAL = 0.01
+RESET_BURST = 100
 
 # Passes of Trio's scheduler for which a connection's sending waits while tasks are between two calls on its
 # streams, so that an answer written in several calls, its end of stream and our acknowledgements share datagrams.
@@ -81,6 +89,8 @@ class Endpoint(Generic[T]):
         self._closed = False
         self._dirty: dict[Connection[Any], None] = {}
         self._dirty_news = trio.Event()
+        self._tokens: dict[bytes, Connection[Any]] = {}
+        self._next_reset = float("-inf")
         self._validation = AddressValidation()
         self._origins: Counter[str] = Counter()
         self._origin_of: dict[Connection[Any], str] = {}
@@ -161,6 +171,13 @@ class Endpoint(Generic[T]):
         if connection is not None:
             self._cids[connection].discard(cid)
 
+    def note_token(self, old: bytes, new: bytes, connection: Connection[Any]) -> None:
+        """By what the peer would disown a connection."""
+        if old:
+            self._tokens.pop(self._blind(old), None)
+        if new:
+            self._tokens[self._blind(new)] = connection
+
     def wake(self, connection: Connection[Any]) -> None:
         """Have the connection flushed soon."""
         self._dirty[connection] = None
@@ -193,6 +210,7 @@ class Endpoint(Generic[T]):
         if not connection.ready:
             self._unaccepted.discard(connection)
         self._discount_origin(connection)
+        self.note_token(connection.reset_token, b"", connection)
         until = trio.current_time() + FAREWELL_SECONDS
         for cid in self._cids.pop(connection, ()):
             self._routes.pop(cid, None)
@@ -264,7 +282,23 @@ class Endpoint(Generic[T]):
             self._repeat_farewell(cid, now)
         elif is_initial(data):
             connection = self._greet(data, cid, address, now)
+        else:
+            self._on_unknown(data, cid, address, now)
         return connection
+
+    def _on_unknown(self, data: bytes, cid: bytes, address: Address, now: float) -> None:
+        """A peer disowns a connection of ours, or still has one that we lost by a restart (RFC 9000 §10.3)."""
+        token = possible_reset(data)
+        connection = None if token is None else self._tokens.get(self._blind(token))
+        if connection is not None:
+            connection.disowned()
+        elif now >= self._next_reset:
+            self._next_reset = max(self._next_reset + RESET_INTERVAL, now - RESET_BURST * RESET_INTERVAL)
+            self._answer(stateless_reset(data, cid, self._config.reset_key), address)
+
+    def _blind(self, token: bytes) -> bytes:
+        """What a token is looked up by, so that the time it takes tells nothing of tokens (RFC 9000 §10.3.1)."""
+        return hmac.digest(self._config.reset_key, token, "sha256")
 
     def _repeat_farewell(self, cid: bytes, now: float) -> None:
         """Say it again after 1, 2, 4, 8 … datagrams, so that two ends cannot keep each other talking."""
@@ -349,6 +383,12 @@ class Endpoint(Generic[T]):
         self._accept_news.set()
 
 
+def _reset_key(credentials: Credentials, address: Address) -> bytes:
+    """The same after a restart on the same port, and for nobody else."""
+    secret = credentials.private_key.private_bytes_raw()
+    return hmac.digest(secret, b"trio_quic stateless reset %d" % address[1], "sha256")
+
+
 def _origin(address: Address) -> str:
     """What counts as one origin: an IPv4 address, or the /64 that an IPv6 host can pick addresses from at will."""
     host = ip_address(address[0].partition("%")[0])
@@ -378,9 +418,10 @@ async def open_endpoint(
     Raises OSError if the address cannot be bound. ``socket`` replaces the UDP socket, for tests and other
     transports.
     """
-    config = CoreConfig(credentials, alpn, limits or Limits())
+    limits = limits or Limits()
     if socket is None:
-        socket = open_udp_socket(host, port, config.limits.socket_buffer)
+        socket = open_udp_socket(host, port, limits.socket_buffer)
+    config = CoreConfig(credentials, alpn, limits, _reset_key(credentials, socket.address))
     try:
         async with trio.open_nursery() as nursery:
             endpoint = Endpoint(socket, config, verify_peer)

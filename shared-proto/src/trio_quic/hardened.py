@@ -4,11 +4,14 @@ What is overridden are private methods, so the versions of aioquic that this wor
 override has a test that fails without it.
 """
 
+import hmac
+import os
+
 import attrs
 from aioquic._buffer import Buffer
 from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.connection import QuicConnection, QuicConnectionError, QuicReceiveContext
-from aioquic.quic.packet import QuicErrorCode, QuicProtocolVersion
+from aioquic.quic.packet import STATELESS_RESET_TOKEN_SIZE, QuicErrorCode, QuicProtocolVersion
 
 from .limits import Limits
 from .tls import CertificateCheck, Credentials, MutualContext
@@ -31,6 +34,10 @@ class CoreConfig:
     credentials: Credentials
     alpn: str
     limits: Limits
+    reset_key: bytes = attrs.field(factory=lambda: os.urandom(32), repr=False)
+    """From this the tokens are made by which a restarted endpoint disowns connections (RFC 9000 §10.3.2). The same
+    after a restart if a restart is to be noticed.
+    """
 
     def quic(self, *, is_client: bool) -> QuicConfiguration:
         """The same in aioquic's words."""
@@ -46,6 +53,11 @@ class CoreConfig:
             private_key=self.credentials.private_key,
             supported_versions=[VERSION],
         )
+
+
+def reset_token(key: bytes, cid: bytes) -> bytes:
+    """The stateless reset token of one of our connection ids."""
+    return hmac.digest(key, cid, "sha256")[:STATELESS_RESET_TOKEN_SIZE]
 
 
 class HardenedConnection(QuicConnection):
@@ -65,6 +77,9 @@ class HardenedConnection(QuicConnection):
         )
         self._alpn = config.alpn
         self._check = check
+        self._reset_key = config.reset_key
+        if not self._is_client:
+            self._host_cids[0].stateless_reset_token = reset_token(self._reset_key, self.host_cid)
         self._local_max_streams_bidi.value = self._local_max_streams_bidi.sent = config.limits.max_streams
         self._local_max_streams_uni.value = self._local_max_streams_uni.sent = 0
         self.allowed_streams = config.limits.max_streams
@@ -90,6 +105,20 @@ class HardenedConnection(QuicConnection):
                 QuicErrorCode.CRYPTO_BUFFER_EXCEEDED, frame_type, "too many bytes of handshake"
             )
         super()._handle_crypto_frame(context, frame_type, buf)
+
+    def _replenish_connection_ids(self) -> None:
+        super()._replenish_connection_ids()
+        for connection_id in self._host_cids:
+            if not connection_id.was_sent:
+                connection_id.stateless_reset_token = reset_token(self._reset_key, connection_id.cid)
+
+    def _handle_new_connection_id_frame(
+        self, context: QuicReceiveContext, frame_type: int, buf: Buffer
+    ) -> None:
+        super()._handle_new_connection_id_frame(context, frame_type, buf)
+        # A client's first connection id has no reset token. Only with another one do we notice its restart.
+        if not self._peer_cid.stateless_reset_token and self._handshake_confirmed:
+            self.change_connection_id()
 
     def _probe_preferred_address(self) -> None:
         # A server could make us send to addresses of its choice; our peers have none to prefer.

@@ -113,6 +113,7 @@ class LeanConnection(HardenedConnection):
         self._limit_news: dict[QuicStream, None] = {}
         self._unacknowledged = 0
         self._cid_news = True
+        self._everyday_cid = self.host_cid
         self._out = Buffer(self._max_datagram_size)
         self._pair: CryptoPair | None = None
         self._space: QuicPacketSpace | None = None
@@ -456,7 +457,7 @@ class LeanConnection(HardenedConnection):
             self._handshake_confirmed
             and len(data) >= _SMALLEST
             and not data[0] & _LONG_HEADER
-            and data[1 : 1 + CID_LENGTH] == self.host_cid
+            and data[1 : 1 + CID_LENGTH] == self._everyday_cid
             and self._network_paths[0].addr == addr
             and self._network_paths[0].is_validated
             and self._state is _CONNECTED
@@ -464,6 +465,18 @@ class LeanConnection(HardenedConnection):
             self._receive_everyday(data, now)
         else:
             super().receive_datagram(data, addr, now)
+            self._note_cid(data)
+
+    def _note_cid(self, data: bytes) -> None:
+        """Where the peer's packets are addressed to from now on. A server leaves it to aioquic, which takes a change
+        for a migration.
+        """
+        if not self._is_client:
+            self._everyday_cid = self.host_cid
+        elif self._handshake_confirmed and not data[0] & _LONG_HEADER:
+            cid = data[1 : 1 + CID_LENGTH]
+            if any(known.cid == cid for known in self._host_cids):
+                self._everyday_cid = cid
 
     def _receive_everyday(self, data: bytes, now: float) -> None:
         space = self._application()
@@ -537,9 +550,9 @@ class LeanConnection(HardenedConnection):
 
     def _everyday_context(self, now: float) -> QuicReceiveContext:
         context, path = self._context, self._network_paths[0]
-        if context is None or context.network_path is not path or context.host_cid != self.host_cid:
+        if context is None or context.network_path is not path or context.host_cid != self._everyday_cid:
             context = self._context = QuicReceiveContext(
-                _ONE_RTT, self.host_cid, path, None, now, self._version
+                _ONE_RTT, self._everyday_cid, path, None, now, self._version
             )
         context.time = now
         return context

@@ -4,9 +4,21 @@ import pytest
 import trio
 from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.connection import QuicConnection
-from trio_quic_support import ALICE, ALPN, BOB, ask, credentials, endpoint_on, network, serve_echo
+from trio_quic_support import (
+    ALICE,
+    ALPN,
+    BOB,
+    ask,
+    connected,
+    credentials,
+    endpoint_on,
+    name_of,
+    network,
+    serve_echo,
+    stream_pair,
+)
 
-from trio_quic import HandshakeFailed, Limits
+from trio_quic import HandshakeFailed, Limits, open_endpoint
 
 MALLORY = ("10.0.0.66", 666)
 
@@ -150,3 +162,54 @@ async def test_connections_from_one_address_are_bounded_and_others_are_not_touch
         await kept[0].aclose()
         await trio.sleep(1)
         await mallory.connect(BOB)
+
+
+@pytest.mark.parametrize("victim", [ALICE, BOB])
+async def test_a_restarted_peer_is_noticed_with_the_first_datagram(autojump_clock, victim):
+    """Both sides of a connection notice the other's restart: power fails, and it comes back as itself."""
+    net = network()
+    own = {ALICE: credentials("alice"), BOB: credentials("bob")}
+
+    def opened(address):
+        return open_endpoint(
+            *address, credentials=own[address], alpn=ALPN, verify_peer=name_of, socket=net.socket(*address)
+        )
+
+    survivor = BOB if victim == ALICE else ALICE
+    async with opened(survivor) as staying:
+        async with opened(victim) as first:
+            if victim == ALICE:
+                await first.connect(BOB)
+                connection = await staying.accept()
+            else:
+                connection = await staying.connect(BOB)
+                await first.accept()
+            await trio.sleep(1)
+            net.cut(victim)
+        net.mend(victim)
+        async with opened(victim):
+            start = trio.current_time()
+            stream = await connection.open_stream()
+            await stream.send_all(b"are you still there?")
+            await connection.closed.wait()
+            assert trio.current_time() - start < 0.1
+            assert "restarted" in str(connection.close_error)
+
+
+async def test_a_forged_reset_harms_nobody_and_answers_die_out(autojump_clock):
+    net = network()
+    async with connected(net) as (ours, theirs):
+        await trio.sleep(1)
+        before = net.delivered
+        for size in (20, 21, 30, 43, 1200):
+            for source in (ALICE, MALLORY):
+                net.carry(b"\x40" + bytes(size - 1), source, BOB)
+        await trio.sleep(1)
+        assert net.delivered - before < 30
+        assert await ask_echo(ours, theirs) == b"alive"
+
+
+async def ask_echo(ours, theirs) -> bytes:
+    stream, other = await stream_pair(ours, theirs)
+    await stream.send_last(b"alive")
+    return await other.receive_all(100)
