@@ -16,12 +16,13 @@ import trio
 from cryptography import x509
 
 from .connection import Connection
-from .core import (
+from .core import Address, Core, Datagram
+from .errors import EndpointFull, HandshakeFailed
+from .hardened import CoreConfig
+from .limits import Limits
+from .strangers import (
     INVALID_TOKEN,
-    Address,
     AddressValidation,
-    Core,
-    Datagram,
     InvalidToken,
     Proof,
     destination_cid,
@@ -30,9 +31,6 @@ from .core import (
     refusal,
     stateless_reset,
 )
-from .errors import EndpointFull, HandshakeFailed
-from .hardened import CoreConfig
-from .limits import Limits
 from .tls import Credentials
 from .udp import DatagramSocket, open_udp_socket
 
