@@ -230,6 +230,8 @@ class Connection(Generic[T]):
             self._guarded(lambda: self._core.timer(now))
             if not self._over:
                 self._hand_on_events()
+        if self._ready and not self.reset_token:
+            self._core.seek_reset_token()
         keep_alive = self._limits.keep_alive
         if self._ready and keep_alive is not None and now >= self._last_heard + keep_alive:
             self._last_heard = now
@@ -241,7 +243,7 @@ class Connection(Generic[T]):
         if self._over:
             return
         datagrams = self._transmit(now)
-        if self._core.has_events and not self._over:
+        if not self._over and (self._core.has_events or self._core.peer_reset_token != self.reset_token):
             self._hand_on_events()  # connection ids that the peer may use from its first answer on
         end = self._core.termination
         if end is not None:

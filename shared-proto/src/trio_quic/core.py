@@ -251,6 +251,12 @@ class Core:
                 case aioquic_events.ConnectionIdRetired(connection_id=cid):
                     yield CidRetired(cid)
 
+    def seek_reset_token(self) -> None:
+        """See to it that the peer can disown the connection after a restart. Costs some frames: not for connections
+        that live for milliseconds.
+        """
+        self._quic.seek_reset_token()
+
     def ping(self) -> None:
         """Make the peer answer."""
         self._quic.send_ping(0)

@@ -112,11 +112,8 @@ class HardenedConnection(QuicConnection):
             if not connection_id.was_sent:
                 connection_id.stateless_reset_token = reset_token(self._reset_key, connection_id.cid)
 
-    def _handle_new_connection_id_frame(
-        self, context: QuicReceiveContext, frame_type: int, buf: Buffer
-    ) -> None:
-        super()._handle_new_connection_id_frame(context, frame_type, buf)
-        # A client's first connection id has no reset token. Only with another one do we notice its restart.
+    def seek_reset_token(self) -> None:
+        """A client's first connection id has no reset token: send to another one, so that we notice its restart."""
         if not self._peer_cid.stateless_reset_token and self._handshake_confirmed:
             self.change_connection_id()
 

@@ -15,7 +15,7 @@ own code first.
   of :mod:`trio_quic.core` say so.
 
 Only :mod:`trio_quic.core` uses this. The overridden methods are private ones of the pinned aioquic; each has a
-test in ``tests/trio_quic/test_lean.py`` or ``test_hardened.py`` that fails without it.
+test in ``tests/trio_quic`` that fails without it.
 """
 
 from typing import Any

@@ -5,7 +5,6 @@ from typing import Any
 from aioquic._buffer import Buffer
 from aioquic.buffer import size_uint_var
 from aioquic.quic.connection import (
-    QuicConnectionId,
     QuicConnectionState,
 )
 from aioquic.quic.crypto import CryptoPair
@@ -384,15 +383,9 @@ class LeanSender(HardenedConnection):
         if delivery is not _ACKED:
             self.announce(stream)
 
-    def _on_new_connection_id_delivery(
-        self, delivery: QuicDeliveryState, connection_id: QuicConnectionId
-    ) -> None:
-        super()._on_new_connection_id_delivery(delivery, connection_id)
-        self._cid_news = self._cid_news or not connection_id.was_sent
-
     def _replenish_connection_ids(self) -> None:
         super()._replenish_connection_ids()
-        self._cid_news = True
+        self._cid_news = True  # those that get lost are told again with the next ping or probe
 
     def _discard_if_over(self, stream: QuicStream) -> None:
         if stream.sender.is_finished and stream.receiver.is_finished:

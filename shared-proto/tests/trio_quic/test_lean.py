@@ -178,6 +178,23 @@ async def test_an_acknowledgement_with_gaps_finds_what_was_lost(autojump_clock):
         assert trio.current_time() - start < 0.05, "repaired by acknowledgements, not by a time-out"
 
 
+@pytest.mark.parametrize("seed", range(3))
+async def test_spare_connection_ids_are_told_and_told_again_when_lost(autojump_clock, seed):
+    """Also after one was used up, which a server does for the sake of its reset token."""
+    async with connected(network(seed, loss=0.4)) as (ours, theirs):
+        await trio.sleep(60)
+        for connection in (ours, theirs):
+            assert len(connection._core._quic._peer_cid_available) == 7
+        assert theirs._core._quic._peer_cid.sequence_number > 0
+
+
+async def test_a_used_up_connection_id_is_replaced_without_delay(autojump_clock):
+    async with connected(network()) as (_, theirs):
+        await trio.sleep(1)
+        assert theirs._core._quic._peer_cid.sequence_number > 0
+        assert len(theirs._core._quic._peer_cid_available) == 7
+
+
 def test_a_rangeset_is_what_the_short_way_takes_it_for():
     """The newest range is the last one: an assumption about a private structure."""
     ranges = RangeSet([range(5, 7), range(3)])
