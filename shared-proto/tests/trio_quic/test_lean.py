@@ -195,6 +195,15 @@ async def test_a_used_up_connection_id_is_replaced_without_delay(autojump_clock)
         assert len(theirs._core._quic._peer_cid_available) == 7
 
 
+async def test_the_short_way_follows_the_servers_change_of_connection_id(autojump_clock):
+    async with connected(network()) as (ours, theirs):
+        await trio.sleep(1)
+        mine, other = await stream_pair(ours, theirs)
+        await other.send_last(b"x")
+        await mine.receive_all(10)
+        assert ours._core._quic._everyday_cid == theirs._core._quic._peer_cid.cid
+
+
 def test_a_rangeset_is_what_the_short_way_takes_it_for():
     """The newest range is the last one: an assumption about a private structure."""
     ranges = RangeSet([range(5, 7), range(3)])
