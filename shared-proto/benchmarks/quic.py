@@ -13,10 +13,12 @@ import ssl
 import statistics
 import time
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import trio
 from aioquic.asyncio import QuicConnectionProtocol, connect, serve
 from aioquic.quic.configuration import QuicConfiguration
+from aioquic.quic.connection import QuicConnection
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from trio_quic import Connection, Credentials, QuicError, Stream, make_certificate, open_endpoint
@@ -33,8 +35,13 @@ def credentials(name: str) -> Credentials:
 
 
 async def echo(stream: Stream) -> None:
-    """Send back what comes."""
+    """Send back what comes: a small request in one piece, a long one as it comes."""
     async with stream:
+        chunk = await stream.receive_some()
+        if stream.at_eof:
+            await stream.send_last(chunk)
+            return
+        await stream.send_all(chunk)
         async for chunk in stream:
             await stream.send_all(chunk)
 
@@ -51,19 +58,26 @@ async def trio_echo_server(connection: Connection[object]) -> None:
 
 async def trio_ask(connection: Connection[object], data: bytes) -> int:
     """One stream's round trip; returns the bytes that came back."""
-    count = 0
-    async with await connection.open_stream() as stream, trio.open_nursery() as nursery:
-
-        async def send() -> None:
-            await stream.send_all(data)
-            await stream.send_eof()
-
+    async with await connection.open_stream() as stream:
         if len(data) < 1000:
-            await send()
-        else:
-            nursery.start_soon(send)
-        async for chunk in stream:
-            count += len(chunk)
+            await stream.send_last(data)
+            return len(await stream.receive_all(2 * len(data)))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(send_whole, stream, data)
+            return await count_all(stream)
+
+
+async def send_whole(stream: Stream, data: bytes) -> None:
+    """Send and end."""
+    await stream.send_all(data)
+    await stream.send_eof()
+
+
+async def count_all(stream: Stream) -> int:
+    """How many bytes come."""
+    count = 0
+    async for chunk in stream:
+        count += len(chunk)
     return count
 
 
@@ -116,7 +130,7 @@ async def trio_rate(connection: Connection[object], flight: int, seconds: float)
 
 
 def asyncio_configuration(name: str, *, is_client: bool) -> QuicConfiguration:
-    """The same identity and windows for aioquic's own driver (no client certificate is asked for there)."""
+    """The same kind of identity for aioquic's own driver."""
     own = credentials(name)
     return QuicConfiguration(
         alpn_protocols=[ALPN],
@@ -125,6 +139,18 @@ def asyncio_configuration(name: str, *, is_client: bool) -> QuicConfiguration:
         certificate=own.certificate,
         private_key=own.private_key,
     )
+
+
+def demanding(quic: QuicConnection, **options: Any) -> QuicConnectionProtocol:
+    """A server's protocol that asks for the client's certificate, as ours does."""
+    initialize = quic._initialize
+
+    def initialize_and_ask(peer_cid: bytes) -> None:
+        initialize(peer_cid)
+        quic.tls._request_client_certificate = True
+
+    quic._initialize = initialize_and_ask
+    return QuicConnectionProtocol(quic, **options)
 
 
 async def asyncio_ask(protocol: QuicConnectionProtocol, data: bytes) -> int:
@@ -140,8 +166,8 @@ async def asyncio_run(seconds: float) -> dict[str, float]:
     handlers = set()
 
     async def echo_all(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while chunk := await reader.read(65536):
-            writer.write(chunk)
+        while not reader.at_eof():
+            writer.write(await reader.read(65536))
         writer.write_eof()
 
     def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -150,7 +176,11 @@ async def asyncio_run(seconds: float) -> dict[str, float]:
         task.add_done_callback(handlers.discard)
 
     server = await serve(
-        "127.0.0.1", 0, configuration=asyncio_configuration("b", is_client=False), stream_handler=handle
+        "127.0.0.1",
+        0,
+        configuration=asyncio_configuration("b", is_client=False),
+        stream_handler=handle,
+        create_protocol=demanding,
     )
     port = server._transport.get_extra_info("sockname")[1]  # type: ignore[union-attr]
     out = {}

@@ -1,4 +1,8 @@
-"""A connection: one task that drives a :class:`~trio_quic.core.Core`, and the streams on it."""
+"""A connection: a :class:`~trio_quic.core.Core` with the streams on it, driven by its endpoint's tasks.
+
+The endpoint calls ``feed`` and ``digest`` when datagrams have come, ``flush`` when there is something to send, and
+``on_time`` when ``due`` has come.
+"""
 
 from collections import deque
 from collections.abc import Callable
@@ -32,6 +36,15 @@ class Port(Protocol):
     def remove_cid(self, cid: bytes) -> None:
         """Route them no more."""
 
+    def note_token(self, old: bytes, new: bytes, connection: "Connection[T]") -> None:
+        """A datagram with this reset token is the peer's word that the connection is no more."""
+
+    def wake(self, connection: "Connection[T]") -> None:
+        """Have the connection flushed soon."""
+
+    def arm(self, connection: "Connection[T]") -> None:
+        """Look at the connection's ``due`` again."""
+
     def on_ready(self, connection: "Connection[T]") -> None:
         """Both sides are proven."""
 
@@ -55,10 +68,10 @@ class Connection(Generic[T]):
         self._give_up_at = give_up_at
         self._last_heard = trio.current_time()
         self._streams: dict[int, Stream] = {}
+        self._stalled: dict[Stream, None] = {}
         self._incoming: deque[Stream] = deque()
         self._incoming_news = trio.Event()
         self._slots_news = trio.Event()
-        self._wakeup = trio.Event()
         self._ready = False
         self._over = False
         self._remote_address = core.remote_address
@@ -68,6 +81,14 @@ class Connection(Generic[T]):
         """Set once the connection is over, whoever ended it."""
         self.close_error: QuicError | None = None
         """Why the connection is over; None while it lives, and if this side closed it."""
+        self.armed = float("inf")
+        """When the endpoint's clock is going to look at this connection: the endpoint's note."""
+        self.reset_token = b""
+        """By what the peer would disown this connection."""
+        self.busy = 0
+        """Tasks that are between two calls on this connection's streams: the streams' note."""
+        self.waited = 0
+        """For how many passes what is queued has waited for such tasks: the endpoint's note."""
 
     def __repr__(self) -> str:
         state = "over" if self._over else "open" if self._ready else "connecting"
@@ -133,13 +154,18 @@ class Connection(Generic[T]):
     # -- for streams
 
     def wake(self) -> None:
-        """Have the connection's task send what is queued."""
-        self._wakeup.set()
+        """Have what is queued sent soon, together with what else is written until then."""
+        self._port.wake(self)
+
+    def stall(self, stream: Stream) -> None:
+        """A sender of this stream waits for acknowledgements."""
+        self._stalled[stream] = None
 
     def forget(self, stream: Stream) -> None:
         """The application is done with a stream."""
         self._core.let_go(stream.id)
         self._streams.pop(stream.id, None)
+        self._stalled.pop(stream, None)
 
     # -- for the endpoint
 
@@ -149,15 +175,22 @@ class Connection(Generic[T]):
         if not self._over:
             self._guarded(lambda: self._core.receive(data, address, now))
 
-    def digest(self) -> None:
+    def digest(self, now: float) -> None:
         """Hand on what a batch of datagrams has brought."""
         if not self._over:
             self._hand_on_events()
-            self.wake()
+            if self._core.termination is not None or self._core.wants_to_send(now):
+                self.wake()
+            else:
+                self._port.arm(self)
 
     def abandon(self) -> None:
         """End without a word to anybody."""
         self._finish(None)
+
+    def disowned(self) -> None:
+        """The peer has sent its reset token."""
+        self._finish(ConnectionLost(f"{self.remote_address} was restarted, or has lost this connection"))
 
     def close_now(self, code: int = 0, reason: str = "") -> None:
         """Close and send the farewell without waiting for anything."""
@@ -174,27 +207,8 @@ class Connection(Generic[T]):
         """Whether the peer has sent anything that could be decrypted."""
         return self._core.is_known
 
-    async def run(self) -> None:
-        """The connection's task; returns when the connection is over."""
-        while not self._over:
-            self._wakeup = trio.Event()
-            now = trio.current_time()
-            self._flush(now)
-            if not self._over:
-                await self._sleep()
-
-    async def _sleep(self) -> None:
-        due = self._due()
-        with trio.move_on_at(due):
-            await self._wakeup.wait()
-            # Let those write that the same datagrams have woken: their answers go out with our
-            # acknowledgements.
-            await trio.lowlevel.checkpoint()
-        now = trio.current_time()
-        if now >= due:
-            self._on_time(max(now, due))
-
-    def _due(self) -> float:
+    def due(self) -> float:
+        """When ``on_time`` is to be called, if nothing happens before."""
         timeout = self._core.next_timeout()
         due = self._give_up_at if timeout is None else timeout + CLOCK_GRAIN
         if not self._ready:
@@ -203,7 +217,10 @@ class Connection(Generic[T]):
             due = min(due, self._last_heard + self._limits.keep_alive)
         return due
 
-    def _on_time(self, now: float) -> None:
+    def on_time(self, now: float) -> None:
+        """Do what has become due."""
+        if self._over:
+            return
         if not self._ready and now >= self._give_up_at:
             self._core.close(0, "handshake timed out")
             self._depart(HandshakeFailed(f"no answer from {self.remote_address} in time"))
@@ -211,11 +228,28 @@ class Connection(Generic[T]):
         timeout = self._core.next_timeout()
         if timeout is not None and now >= timeout + CLOCK_GRAIN:
             self._guarded(lambda: self._core.timer(now))
-            self.digest()
+            if not self._over:
+                self._hand_on_events()
+        if self._ready and not self.reset_token:
+            self._core.seek_reset_token()
         keep_alive = self._limits.keep_alive
         if self._ready and keep_alive is not None and now >= self._last_heard + keep_alive:
             self._last_heard = now
             self._core.ping()
+        self.flush(now)
+
+    def flush(self, now: float) -> None:
+        """Send what is due, and see whether that, or what came in, was the end."""
+        if self._over:
+            return
+        datagrams = self._transmit(now)
+        if not self._over and (self._core.has_events or self._core.peer_reset_token != self.reset_token):
+            self._hand_on_events()  # connection ids that the peer may use from its first answer on
+        end = self._core.termination
+        if end is not None:
+            self._finish(self._explain(end), datagrams if end.by == "us" else [])
+        else:
+            self._port.arm(self)
 
     # -- driving the core
 
@@ -233,39 +267,39 @@ class Connection(Generic[T]):
             self._port.send(datagrams)
         return datagrams
 
-    def _flush(self, now: float) -> None:
-        """Send what is due, and see whether that, or what came in, was the end."""
-        datagrams = self._transmit(now)
-        end = self._core.termination
-        if end is not None:
-            self._finish(self._explain(end), datagrams if end.by == "us" else [])
-
     def _depart(self, error: QuicError | None) -> None:
-        """Say farewell, having closed the core, and be over for this reason."""
-        self._finish(error, self._transmit(trio.current_time()))
+        """Say farewell, having closed the core, and be over for this reason.
+
+        Not to an address that is unproven: farewells do not count against the amplification limit.
+        """
+        proven = self._is_client or self._core.address_proven
+        self._finish(error, self._transmit(trio.current_time()) if proven else [])
 
     def _hand_on_events(self) -> None:
         for event in self._core.events():
             match event:
-                case CidIssued(cid):
-                    self._port.add_cid(cid, self)
-                case CidRetired(cid):
-                    self._port.remove_cid(cid)
-                case Data(stream_id, data, fin):
-                    self._stream(stream_id).on_data(data, fin)
+                case Data():
+                    self._stream(event.stream_id).on_data(event.data, event.fin)
                 case Reset(stream_id, code):
                     self._stream(stream_id).on_reset(code)
                 case Stopped(stream_id, code):
                     self._on_stopped(stream_id, code)
+                case CidIssued(cid):
+                    self._port.add_cid(cid, self)
+                case CidRetired(cid):
+                    self._port.remove_cid(cid)
         if not self._ready and self._core.established:
             self._ready = True
             self._port.on_ready(self)
             self.settled.set()
         if not self._slots_news.is_set() and self._core.can_open():
             self._slots_news.set()
-        for stream in self._streams.values():
-            if stream.awaits_progress:
-                stream.on_progress()
+        token = self._core.peer_reset_token
+        if token != self.reset_token:
+            self._port.note_token(self.reset_token, token, self)
+            self.reset_token = token
+        if self._stalled:
+            self._stalled = {stream: None for stream in self._stalled if not stream.on_progress()}
 
     def _add_stream(self, stream_id: int) -> Stream:
         stream = self._streams[stream_id] = Stream(self, self._core, stream_id, self._limits.send_buffer)
@@ -322,5 +356,5 @@ class Connection(Generic[T]):
             stream.on_disconnected(error or trio.ClosedResourceError("this connection was closed here"))
         self._streams.clear()
         self._port.on_over(self, farewell or [])
-        for event in (self.settled, self.closed, self._incoming_news, self._slots_news, self._wakeup):
+        for event in (self.settled, self.closed, self._incoming_news, self._slots_news):
             event.set()

@@ -1,9 +1,10 @@
-"""The one place that knows aioquic: its sans-IO core, held to our rules, behind a small interface.
+"""The place that knows aioquic: its sans-IO core, held to our rules, behind a small interface.
 
 All else in this package sees :class:`Core` and the events below. Times are readings of one monotonic clock in
 seconds, passed in; datagrams go in and come out; nothing here waits.
 
-Where aioquic's habits differ from ours, :class:`~trio_quic.hardened.HardenedConnection` overrides them:
+Where aioquic's habits differ from ours, :class:`~trio_quic.hardened.HardenedConnection` and, on the hot path,
+:class:`~trio_quic.lean.LeanConnection` override them:
 
 - *Credit follows consumption.* aioquic doubles a stream's and the connection's receive limits as data
   arrives. Here a limit is always "what the application consumed, plus the window", so unread bytes never
@@ -17,24 +18,19 @@ Where aioquic's habits differ from ours, :class:`~trio_quic.hardened.HardenedCon
 from collections.abc import Iterator
 
 import attrs
-from aioquic._buffer import Buffer
 from aioquic.quic import events as aioquic_events
 from aioquic.quic.connection import (
     QuicConnectionState,
     stream_is_client_initiated,
 )
-from aioquic.quic.crypto import CryptoPair
 from aioquic.quic.packet import (
     QuicErrorCode,
-    QuicFrameType,
-    QuicPacketType,
-    pull_quic_header,
 )
-from aioquic.quic.packet_builder import QuicPacketBuilder
 from aioquic.quic.stream import QuicStream
 
 from .errors import PeerRejected
-from .hardened import CID_LENGTH, VERSION, CoreConfig, HardenedConnection
+from .hardened import CoreConfig
+from .lean import LeanConnection
 from .tls import CertificateCheck, short_reason
 
 Address = tuple[str, int]
@@ -47,7 +43,7 @@ class CoreFault(Exception):
     """The core fell over a datagram or its own state. This connection cannot go on; others can."""
 
 
-@attrs.frozen
+@attrs.define
 class Data:
     """Bytes of a stream, in order, each once. ``fin``: no more will come."""
 
@@ -122,10 +118,17 @@ class Core:
     """One connection's state machine. See the module's text for the rules that it keeps."""
 
     def __init__(
-        self, config: CoreConfig, check: CertificateCheck, *, original_cid: bytes | None = None
+        self,
+        config: CoreConfig,
+        check: CertificateCheck,
+        *,
+        original_cid: bytes | None = None,
+        retry_cid: bytes | None = None,
     ) -> None:
-        """A client's side, or with the ``original_cid`` of a client's first datagram, a server's."""
-        self._quic = HardenedConnection(config, check, original_cid)
+        """A client's side, or with the ``original_cid`` of a client's first datagram, a server's. ``retry_cid`` is
+        what our Retry told the client to use instead, if there was one.
+        """
+        self._quic = LeanConnection(config, check, original_cid, retry_cid)
         self._limits = config.limits
         self._is_client = original_cid is None
         self._accounts: dict[int, _Account] = {}
@@ -144,6 +147,12 @@ class Core:
     def is_known(self) -> bool:
         """Whether any packet of the peer could be decrypted yet."""
         return self._quic._state is not QuicConnectionState.FIRSTFLIGHT
+
+    @property
+    def address_proven(self) -> bool:
+        """Whether the peer has shown that it receives where it says it is (RFC 9000 §8.1)."""
+        paths = self._quic._network_paths
+        return bool(paths) and bool(paths[0].is_validated)
 
     @property
     def established(self) -> bool:
@@ -166,6 +175,12 @@ class Core:
         """Where the peer was heard last."""
         address: Address | None = self._quic.get_peer_address()
         return address
+
+    @property
+    def peer_reset_token(self) -> bytes:
+        """By what the peer would disown the connection after a restart; empty while unknown."""
+        token: bytes | None = self._quic._peer_cid.stateless_reset_token
+        return token or b""
 
     def connect(self, address: Address, now: float) -> None:
         """Start a client's handshake."""
@@ -192,24 +207,38 @@ class Core:
         return self._quic.get_timer() if self._quic._close_at is not None else None
 
     def datagrams(self, now: float) -> list[Datagram]:
-        """What is to be sent now. Costs a walk over all open streams: once a batch."""
+        """What is to be sent now; best asked for once a batch."""
         if not self._quic._network_paths:
             return []
+        self._free_streams()
         try:
-            out = self._quic.datagrams_to_send(now=now)
-            if self._free_streams():
-                out += self._quic.datagrams_to_send(now=now)
+            return self._quic.datagrams_to_send(now=now)
         except Exception as exc:
             raise CoreFault(f"the connection cannot send: {exc!r}") from exc
-        return out
+
+    def wants_to_send(self, now: float) -> bool:
+        """Whether ``datagrams`` is worth a call before ``next_timeout``."""
+        if self._quic.discarded:
+            self._free_streams()
+        return bool(self._quic._network_paths) and self._quic.wants_to_send(now)
+
+    @property
+    def has_news(self) -> bool:
+        """Whether streams have something to say to the peer."""
+        return self._quic.has_news
+
+    @property
+    def has_events(self) -> bool:
+        """Whether ``events`` has any."""
+        return bool(self._quic._events)
 
     def events(self) -> Iterator[Event]:
         """What has happened since the last call."""
         while (event := self._quic.next_event()) is not None:
             match event:
-                case aioquic_events.StreamDataReceived(data=data, end_stream=fin, stream_id=stream_id):
-                    if self._arrived(stream_id):
-                        yield Data(stream_id, data, fin)
+                case aioquic_events.StreamDataReceived():
+                    if self._arrived(event.stream_id):
+                        yield Data(event.stream_id, event.data, event.end_stream)
                 case aioquic_events.StreamReset(error_code=code, stream_id=stream_id):
                     if self._arrived(stream_id):
                         self.drain(stream_id)
@@ -221,6 +250,12 @@ class Core:
                     yield CidIssued(cid)
                 case aioquic_events.ConnectionIdRetired(connection_id=cid):
                     yield CidRetired(cid)
+
+    def seek_reset_token(self) -> None:
+        """See to it that the peer can disown the connection after a restart. Costs some frames: not for connections
+        that live for milliseconds.
+        """
+        self._quic.seek_reset_token()
 
     def ping(self) -> None:
         """Make the peer answer."""
@@ -263,22 +298,28 @@ class Core:
 
     def buffered(self, stream_id: int) -> int:
         """Bytes of a stream that were written and not yet acknowledged."""
-        stream = self._quic._streams.get(stream_id)
-        return 0 if stream is None else stream.sender._buffer_stop - stream.sender._buffer_start
+        sender = self._accounts[stream_id].stream.sender
+        return int(sender._buffer_stop - sender._buffer_start)
 
     def send(self, stream_id: int, data: bytes, *, fin: bool = False) -> None:
         """Queue bytes of a stream whose sending side is open."""
-        self._quic.send_stream_data(stream_id, data, end_stream=fin)
+        stream = self._accounts[stream_id].stream
+        stream.sender.write(data, end_stream=fin)
+        self._quic.activate(stream)
 
     def reset(self, stream_id: int, code: int) -> None:
         """Abandon our sending side of a stream; what was not yet delivered may be lost."""
-        self._quic.reset_stream(stream_id, code)
+        stream = self._accounts[stream_id].stream
+        stream.sender.reset(code)
+        if stream.sender.reset_pending:
+            self._quic.activate(stream)
 
     def stop(self, stream_id: int, code: int) -> None:
         """Ask the peer to send no more on a stream, unless it has sent all."""
-        stream = self._quic._streams.get(stream_id)
-        if stream is not None and not stream.receiver.is_finished:
+        stream = self._accounts[stream_id].stream
+        if not stream.receiver.is_finished:
             stream.receiver.stop(code)
+            self._quic.activate(stream)
 
     def consumed(self, stream_id: int, count: int) -> bool:
         """The application has read ``count`` bytes. Returns whether the peer is to be told of new credit."""
@@ -291,6 +332,7 @@ class Core:
             and not stream.receiver.is_finished
         ):
             stream.max_stream_data_local = limit
+            self._quic.announce(stream)
             news = True
         return self._credit(count) or news
 
@@ -305,6 +347,8 @@ class Core:
         """The application is done with a stream; its slot is free when the wire is done with it, too."""
         self.drain(stream_id)
         self._let_go.add(stream_id)
+        if stream_id not in self._quic._streams:
+            self._free(stream_id)
 
     def is_let_go(self, stream_id: int) -> bool:
         """Whether the application is done with a stream."""
@@ -338,59 +382,17 @@ class Core:
         self._quic._local_max_data.value = limit
         return True
 
-    def _free_streams(self) -> bool:
-        """Give slots of finished streams back. Returns whether the peer is to be told at once."""
-        for stream_id in [stream_id for stream_id in self._let_go if stream_id not in self._quic._streams]:
-            self._let_go.discard(stream_id)
-            self._settle(self._accounts.pop(stream_id))
-            if stream_is_client_initiated(stream_id) == self._is_client:
-                self._own_streams -= 1
-            else:
-                self._quic.allowed_streams += 1
-        limit = self._quic._local_max_streams_bidi
-        self._quic.hold_stream_limit()
-        return limit.sent - limit.used < limit.value - limit.sent
+    def _free_streams(self) -> None:
+        """Give slots back of streams that are over on the wire, and that the application has let go of."""
+        gone, self._quic.discarded = self._quic.discarded, []
+        for stream_id in gone:
+            if stream_id in self._let_go:
+                self._free(stream_id)
 
-
-def is_initial(data: bytes) -> bool:
-    """Whether a datagram may be the first of a client that speaks our version (RFC 9000 §14.1, §17.2)."""
-    return len(data) >= 1200 and data[0] & 0xF0 == 0xC0 and int.from_bytes(data[1:5], "big") == VERSION
-
-
-def refusal(data: bytes) -> bytes | None:
-    """The answer to a client's first datagram that says CONNECTION_REFUSED and costs no state (RFC 9000
-    §5.2.2).
-
-    None if the datagram is none. The answer is not longer than the question, so it amplifies nothing.
-    """
-    try:
-        header = pull_quic_header(Buffer(data=data), host_cid_length=CID_LENGTH)
-    except ValueError:
-        return None
-    crypto = CryptoPair()
-    crypto.setup_initial(cid=header.destination_cid, is_client=False, version=VERSION)
-    builder = QuicPacketBuilder(
-        host_cid=header.destination_cid,
-        is_client=False,
-        max_datagram_size=1200,
-        peer_cid=header.source_cid,
-        version=VERSION,
-    )
-    builder.start_packet(QuicPacketType.INITIAL, crypto)
-    frame = builder.start_frame(QuicFrameType.TRANSPORT_CLOSE, capacity=8)
-    for value in (QuicErrorCode.CONNECTION_REFUSED, QuicFrameType.PADDING, 0):
-        frame.push_uint_var(value)
-    datagrams, _ = builder.flush()
-    return datagrams[0]
-
-
-def destination_cid(data: bytes) -> bytes | None:
-    """The connection id to which a datagram is addressed, or None if it is no QUIC packet (RFC 9000 §17)."""
-    if len(data) < CID_LENGTH + 1:
-        return None
-    if not data[0] & 0x80:
-        return data[1 : 1 + CID_LENGTH]
-    length = data[5]
-    if length > 20 or len(data) < 6 + length:
-        return None
-    return data[6 : 6 + length]
+    def _free(self, stream_id: int) -> None:
+        self._let_go.discard(stream_id)
+        self._settle(self._accounts.pop(stream_id))
+        if stream_is_client_initiated(stream_id) == self._is_client:
+            self._own_streams -= 1
+        else:
+            self._quic.allowed_streams += 1

@@ -4,14 +4,14 @@ What is overridden are private methods, so the versions of aioquic that this wor
 override has a test that fails without it.
 """
 
+import hmac
+import os
+
 import attrs
 from aioquic._buffer import Buffer
 from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.connection import QuicConnection, QuicConnectionError, QuicReceiveContext
-from aioquic.quic.packet import QuicErrorCode, QuicProtocolVersion
-from aioquic.quic.packet_builder import QuicPacketBuilder
-from aioquic.quic.recovery import QuicPacketSpace
-from aioquic.quic.stream import QuicStream
+from aioquic.quic.packet import STATELESS_RESET_TOKEN_SIZE, QuicErrorCode, QuicProtocolVersion
 
 from .limits import Limits
 from .tls import CertificateCheck, Credentials, MutualContext
@@ -34,6 +34,10 @@ class CoreConfig:
     credentials: Credentials
     alpn: str
     limits: Limits
+    reset_key: bytes = attrs.field(factory=lambda: os.urandom(32), repr=False)
+    """From this the tokens are made by which a restarted endpoint disowns connections (RFC 9000 §10.3.2). The same
+    after a restart if a restart is to be noticed.
+    """
 
     def quic(self, *, is_client: bool) -> QuicConfiguration:
         """The same in aioquic's words."""
@@ -51,16 +55,31 @@ class CoreConfig:
         )
 
 
+def reset_token(key: bytes, cid: bytes) -> bytes:
+    """The stateless reset token of one of our connection ids."""
+    return hmac.digest(key, cid, "sha256")[:STATELESS_RESET_TOKEN_SIZE]
+
+
 class HardenedConnection(QuicConnection):
     """aioquic's connection with the overrides that :mod:`trio_quic.core` explains."""
 
-    def __init__(self, config: CoreConfig, check: CertificateCheck, original_cid: bytes | None) -> None:
+    def __init__(
+        self,
+        config: CoreConfig,
+        check: CertificateCheck,
+        original_cid: bytes | None = None,
+        retry_cid: bytes | None = None,
+    ) -> None:
         super().__init__(
             configuration=config.quic(is_client=original_cid is None),
             original_destination_connection_id=original_cid,
+            retry_source_connection_id=retry_cid,
         )
         self._alpn = config.alpn
         self._check = check
+        self._reset_key = config.reset_key
+        if not self._is_client:
+            self._host_cids[0].stateless_reset_token = reset_token(self._reset_key, self.host_cid)
         self._local_max_streams_bidi.value = self._local_max_streams_bidi.sent = config.limits.max_streams
         self._local_max_streams_uni.value = self._local_max_streams_uni.sent = 0
         self.allowed_streams = config.limits.max_streams
@@ -73,32 +92,9 @@ class HardenedConnection(QuicConnection):
             self.tls, is_client=self._is_client, alpn=self._alpn, check=self._check
         )
 
-    def _write_connection_limits(self, builder: QuicPacketBuilder, space: QuicPacketSpace) -> None:
-        self.hold_stream_limit()
-        # With nothing "used", aioquic finds no reason to double the limit, and writes the one that we have
-        # set.
-        limit = self._local_max_data
-        used, limit.used = limit.used, 0
-        try:
-            super()._write_connection_limits(builder, space)
-        finally:
-            limit.used = used
-
     def hold_stream_limit(self) -> None:
         """Take back what aioquic grants by itself for each stream that is over on the wire."""
         self._local_max_streams_bidi.value = self.allowed_streams
-
-    def _write_stream_limits(
-        self, builder: QuicPacketBuilder, space: QuicPacketSpace, stream: QuicStream
-    ) -> None:
-        receiver = stream.receiver
-        if stream.max_stream_data_local_sent == stream.max_stream_data_local or receiver.is_finished:
-            return
-        highest, receiver.highest_offset = receiver.highest_offset, 0
-        try:
-            super()._write_stream_limits(builder, space, stream)
-        finally:
-            receiver.highest_offset = highest
 
     def _handle_crypto_frame(self, context: QuicReceiveContext, frame_type: int, buf: Buffer) -> None:
         start = buf.tell()
@@ -110,15 +106,16 @@ class HardenedConnection(QuicConnection):
             )
         super()._handle_crypto_frame(context, frame_type, buf)
 
-    def _handle_stream_frame(self, context: QuicReceiveContext, frame_type: int, buf: Buffer) -> None:
-        start = buf.tell()
-        stream = self._streams.get(buf.pull_uint_var())
-        buf.seek(start)
-        super()._handle_stream_frame(context, frame_type, buf)
-        if stream is not None and len(stream.receiver._ranges) > MAX_GAPS:
-            raise QuicConnectionError(
-                QuicErrorCode.INTERNAL_ERROR, frame_type, "too many gaps in a stream's data"
-            )
+    def _replenish_connection_ids(self) -> None:
+        super()._replenish_connection_ids()
+        for connection_id in self._host_cids:
+            if not connection_id.was_sent:
+                connection_id.stateless_reset_token = reset_token(self._reset_key, connection_id.cid)
+
+    def seek_reset_token(self) -> None:
+        """A client's first connection id has no reset token: send to another one, so that we notice its restart."""
+        if not self._peer_cid.stateless_reset_token and self._handshake_confirmed:
+            self.change_connection_id()
 
     def _probe_preferred_address(self) -> None:
         # A server could make us send to addresses of its choice; our peers have none to prefer.

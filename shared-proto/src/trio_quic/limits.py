@@ -35,6 +35,16 @@ class Limits:
     """Incoming connections that are half open, or waiting for ``accept()``. At it, the first datagrams of new
     clients are dropped without an answer; clients repeat them."""
 
+    retry_above: int = attrs.field(default=32, validator=validators.ge(0))
+    """Incoming connections that are half open, or waiting for ``accept()``, above which a new client has to prove
+    its address by a Retry (RFC 9000 §8.1.2) before anything is kept of it: one round trip more. A guess: a quarter
+    of ``max_handshakes``, so that a flood under false addresses cannot fill the rest."""
+
+    max_per_address: int = attrs.field(default=256, validator=validators.ge(1))
+    """Incoming connections from one IPv4 address or IPv6 /64 network. At it, further ones are refused with
+    CONNECTION_REFUSED. Above ``retry_above``, so that nobody is shut out under a borrowed address; a guess that
+    lets a fabric live behind one NAT."""
+
     max_streams: int = attrs.field(default=128, validator=validators.ge(1))
     """Streams of one connection, for each side that opens. At it, the peer waits by QUIC's own limit, and
     ``open_stream()`` waits. A stream counts until both its directions are over *and* the application let go

@@ -1,7 +1,5 @@
 """One bidirectional QUIC stream as a :class:`trio.abc.HalfCloseableStream`."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Protocol
 
 import trio
@@ -18,29 +16,19 @@ DEFAULT_READ = 64 * 1024
 class Owner(Protocol):
     """What a stream needs of its connection."""
 
+    busy: int
+    """Tasks between two calls on streams, which may soon have more to send: what is queued waits for them a
+    little.
+    """
+
     def wake(self) -> None:
         """Have what was queued in the core sent soon."""
 
+    def stall(self, stream: "Stream") -> None:
+        """A sender waits for acknowledgements: tell the stream of progress."""
+
     def forget(self, stream: "Stream") -> None:
         """The application is done with the stream."""
-
-
-class _OneUser:
-    """Turns a second task that uses one direction at the same time away, as Trio's streams do."""
-
-    def __init__(self, what: str) -> None:
-        self._what = what
-        self.busy = False
-
-    @contextmanager
-    def turn(self) -> Iterator[None]:
-        if self.busy:
-            raise trio.BusyResourceError(f"another task is already {self._what} this stream")
-        self.busy = True
-        try:
-            yield
-        finally:
-            self.busy = False
 
 
 class Stream(trio.abc.HalfCloseableStream):
@@ -68,10 +56,10 @@ class Stream(trio.abc.HalfCloseableStream):
         self._closed = False
         self._receive_error: Exception | None = None
         self._send_error: Exception | None = None
-        self._readable = trio.Event()
+        self._readable: trio.Event | None = None
         self._writable: trio.Event | None = None
-        self._reading = _OneUser("reading")
-        self._writing = _OneUser("writing")
+        self._reading = False
+        self._writing = False
 
     def __repr__(self) -> str:
         return f"<trio_quic.Stream {self._id}>"
@@ -83,6 +71,11 @@ class Stream(trio.abc.HalfCloseableStream):
 
     # -- receiving
 
+    @property
+    def at_eof(self) -> bool:
+        """Whether all that the peer sent was read, its end of stream included: nothing more will come."""
+        return self._eof and not self._received
+
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         """Some bytes, as soon as there are any; ``b""`` at the peer's end of stream."""
         if max_bytes is None:
@@ -91,12 +84,53 @@ class Stream(trio.abc.HalfCloseableStream):
             raise TypeError("max_bytes must be an int or None")
         elif max_bytes < 1:
             raise ValueError("max_bytes must be at least 1")
-        with self._reading.turn():
-            await trio.lowlevel.checkpoint()
-            while not (self._received or self._closed or self._eof or self._receive_error):
-                self._readable = trio.Event()
-                await self._readable.wait()
+        if self._reading:
+            raise trio.BusyResourceError("another task is already reading this stream")
+        self._reading = True
+        try:
+            await self._wait_for_news()
             return self._take(max_bytes)
+        finally:
+            self._reading = False
+
+    async def receive_all(self, max_bytes: int) -> bytes:
+        """Everything up to the peer's end of stream, in one piece. Raises ValueError as soon as it is more than
+        ``max_bytes``.
+        """
+        if self._reading:
+            raise trio.BusyResourceError("another task is already reading this stream")
+        self._reading = True
+        whole = bytearray()
+        try:
+            while True:
+                await self._wait_for_news()
+                part = self._take(DEFAULT_READ)
+                if len(whole) + len(part) > max_bytes:
+                    raise ValueError(f"the peer sends more than {max_bytes} bytes")
+                whole += part
+                if self.at_eof:
+                    return bytes(whole)
+        finally:
+            self._reading = False
+
+    async def _wait_for_news(self) -> None:
+        """A checkpoint, for as long as there is nothing to tell a reader."""
+        if self._has_news():
+            await self._pause()
+        while not self._has_news():
+            self._readable = trio.Event()
+            await self._readable.wait()
+
+    async def _pause(self) -> None:
+        """A checkpoint in the midst of work."""
+        self._owner.busy += 1
+        try:
+            await trio.lowlevel.checkpoint()
+        finally:
+            self._owner.busy -= 1
+
+    def _has_news(self) -> bool:
+        return bool(self._received or self._eof or self._closed or self._receive_error)
 
     def _take(self, max_bytes: int) -> bytes:
         if self._closed:
@@ -106,8 +140,12 @@ class Stream(trio.abc.HalfCloseableStream):
                 return b""
             assert self._receive_error is not None
             raise self._receive_error.with_traceback(None)
-        data = bytes(memoryview(self._received)[:max_bytes])
-        del self._received[:max_bytes]
+        if len(self._received) <= max_bytes:
+            data = bytes(self._received)
+            self._received.clear()
+        else:
+            data = bytes(memoryview(self._received)[:max_bytes])
+            del self._received[:max_bytes]
         if self._core.consumed(self._id, len(data)):
             self._owner.wake()
         return data
@@ -116,39 +154,89 @@ class Stream(trio.abc.HalfCloseableStream):
 
     async def send_all(self, data: Buffer) -> None:
         """Queue all of ``data``; returns when the last byte is in the send buffer, not when it arrived."""
-        with self._writing.turn():
-            await trio.lowlevel.checkpoint()
+        self._start_writing()
+        try:
+            await trio.lowlevel.checkpoint_if_cancelled()
             self._check_sending()
-            view, done = memoryview(data).cast("B"), 0
-            try:
-                while done < len(view):
-                    await self._wait_for_room()
-                    room = self._send_buffer - self._core.buffered(self._id)
-                    chunk = view[done : done + room]
-                    self._core.send(self._id, bytes(chunk))
-                    self._owner.wake()
-                    done += len(chunk)
-            except trio.Cancelled:
-                self._torn = done > 0
-                raise
+            if isinstance(data, bytes) and len(data) <= self._room():
+                self._queue(data)
+                self._owner.busy += 1
+                await trio.lowlevel.cancel_shielded_checkpoint()
+                self._owner.busy -= 1
+            else:
+                await self._pause()
+                self._check_sending()
+                await self._send_in_parts(memoryview(data).cast("B"))
+        finally:
+            self._writing = False
+
+    def _room(self) -> int:
+        return self._send_buffer - self._core.buffered(self._id)
+
+    async def _send_in_parts(self, view: memoryview) -> None:
+        done = 0
+        try:
+            while done < len(view):
+                await self._wait_for_room()
+                chunk = view[done : done + self._room()]
+                self._queue(bytes(chunk))
+                done += len(chunk)
+        except trio.Cancelled:
+            self._torn = done > 0
+            raise
+
+    def _queue(self, data: bytes) -> None:
+        self._core.send(self._id, data)
+        self._owner.wake()
+
+    def _start_writing(self) -> None:
+        if self._writing:
+            raise trio.BusyResourceError("another task is already writing to this stream")
+        self._writing = True
+
+    async def send_last(self, data: bytes) -> None:
+        """``send_all(data)`` and ``send_eof()`` in one, and so in one datagram if there is room: for a request or an
+        answer that is whole.
+        """
+        if len(data) > self._room():
+            await self.send_all(data)
+            await self.send_eof()
+            return
+        self._start_writing()
+        try:
+            await trio.lowlevel.checkpoint_if_cancelled()
+            self._check_sending()
+            self._fin_sent = True
+            self._core.send(self._id, data, fin=True)
+            self._owner.wake()
+            await trio.lowlevel.cancel_shielded_checkpoint()
+        finally:
+            self._writing = False
 
     async def wait_send_all_might_not_block(self) -> None:
         """Wait until there is room in the send buffer."""
-        with self._writing.turn():
+        self._start_writing()
+        try:
             await trio.lowlevel.checkpoint()
             self._check_sending()
             await self._wait_for_room()
+        finally:
+            self._writing = False
 
     async def send_eof(self) -> None:
         """End our direction of the stream; the peer reads what was sent and then ``b""``. May be repeated."""
-        with self._writing.turn():
-            await trio.lowlevel.checkpoint()
+        self._start_writing()
+        try:
+            await trio.lowlevel.checkpoint_if_cancelled()
             if self._closed:
                 raise trio.ClosedResourceError("this stream was closed here")
             if not self._fin_sent:
                 self._check_sending()
                 self._finish_sending()
                 self._owner.wake()
+            await trio.lowlevel.cancel_shielded_checkpoint()
+        finally:
+            self._writing = False
 
     def _check_sending(self) -> None:
         if self._closed:
@@ -160,9 +248,13 @@ class Stream(trio.abc.HalfCloseableStream):
 
     async def _wait_for_room(self) -> None:
         while self._core.buffered(self._id) >= self._send_buffer:
-            self._writable = trio.Event()
-            await self._writable.wait()
-            self._check_sending()
+            await self._wait_for_progress()
+
+    async def _wait_for_progress(self) -> None:
+        self._writable = trio.Event()
+        self._owner.stall(self)
+        await self._writable.wait()
+        self._check_sending()
 
     def _finish_sending(self) -> None:
         self._fin_sent = True
@@ -202,7 +294,8 @@ class Stream(trio.abc.HalfCloseableStream):
         self._core.stop(self._id, code)
         self._owner.forget(self)
         self._notify()
-        self._owner.wake()
+        if self._core.has_news:
+            self._owner.wake()
 
     # -- what the connection tells
 
@@ -210,7 +303,9 @@ class Stream(trio.abc.HalfCloseableStream):
         """Bytes have arrived, the last ones if ``fin``."""
         self._received += data
         self._eof = self._eof or fin
-        self._readable.set()
+        if self._readable is not None:
+            self._readable.set()
+            self._readable = None
 
     def on_reset(self, code: int) -> None:
         """The peer abandoned its sending side: what was not read is gone."""
@@ -229,19 +324,19 @@ class Stream(trio.abc.HalfCloseableStream):
         self._send_error = self._send_error or error
         self._notify()
 
-    def on_progress(self) -> None:
-        """Acknowledgements have come in; half-full is low enough to wake a sender."""
+    def on_progress(self) -> bool:
+        """Acknowledgements have come in; half-full is low enough to wake a sender. Returns whether nobody waits
+        any more.
+        """
         if self._writable is not None and self._core.buffered(self._id) <= self._send_buffer // 2:
             self._writable.set()
             self._writable = None
-
-    @property
-    def awaits_progress(self) -> bool:
-        """Whether a sender waits for room."""
-        return self._writable is not None
+        return self._writable is None
 
     def _notify(self) -> None:
-        self._readable.set()
+        if self._readable is not None:
+            self._readable.set()
+            self._readable = None
         if self._writable is not None:
             self._writable.set()
             self._writable = None

@@ -1,0 +1,427 @@
+"""The sending half of :mod:`trio_quic.lean`: who has something to say, packets of it, and what became of them."""
+
+from typing import Any
+
+from aioquic._buffer import Buffer
+from aioquic.buffer import size_uint_var
+from aioquic.quic.connection import (
+    QuicConnectionState,
+)
+from aioquic.quic.crypto import CryptoPair
+from aioquic.quic.packet import (
+    QuicFrameType,
+    QuicPacketType,
+    push_ack_frame,
+)
+from aioquic.quic.packet_builder import QuicDeliveryState, QuicPacketBuilder, QuicSentPacket
+from aioquic.quic.recovery import QuicPacketSpace
+from aioquic.quic.stream import QuicStream, QuicStreamSender
+from aioquic.tls import Epoch
+
+from .hardened import CoreConfig, HardenedConnection
+from .recovery import LeanRecovery
+from .tls import CertificateCheck
+
+_HEADER_ROOM = (
+    1 + 2
+)  # first byte, packet number, and the peer's connection id between them (RFC 9000 §17.3.1)
+_TAG = 16
+_FIXED_BIT = 0x40
+
+# Room that the largest frame of a kind may take, its type included: variable-length integers of 8 bytes.
+_ROOM_ACK = 1 + 4 * 8
+_ROOM_LIMIT = 1 + 8
+_ROOM_STREAM_LIMIT = 1 + 2 * 8
+_ROOM_RESET = 1 + 3 * 8
+_ROOM_STOP = 1 + 2 * 8
+_ROOM_STREAM = 1 + 2 * 8 + 2
+
+# As plain numbers and names, since looking members of an enumeration up costs time.
+_ACKED = QuicDeliveryState.ACKED
+_ONE_RTT = Epoch.ONE_RTT
+_ONE_RTT_PACKET = QuicPacketType.ONE_RTT
+_CONNECTED = QuicConnectionState.CONNECTED
+_PING = int(QuicFrameType.PING)
+_ACK = int(QuicFrameType.ACK)
+_MAX_STREAM_DATA = int(QuicFrameType.MAX_STREAM_DATA)
+_STREAM = int(QuicFrameType.STREAM_BASE)
+_STREAM_FIN, _STREAM_LENGTH, _STREAM_OFFSET = 1, 2, 4
+
+Datagram = tuple[bytes, Any]
+Handler = tuple[Any, tuple[Any, ...]]
+
+
+class LeanSender(HardenedConnection):
+    """A hardened connection that sends its everyday packets by a shorter way."""
+
+    def __init__(
+        self,
+        config: CoreConfig,
+        check: CertificateCheck,
+        original_cid: bytes | None = None,
+        retry_cid: bytes | None = None,
+    ) -> None:
+        super().__init__(config, check, original_cid, retry_cid)
+        self._loss = LeanRecovery(
+            congestion_control_algorithm=self._configuration.congestion_control_algorithm,
+            initial_rtt=self._configuration.initial_rtt,
+            max_datagram_size=self._max_datagram_size,
+            peer_completed_address_validation=not self._is_client,
+            send_probe=self._send_probe,
+            logger=self._logger,
+        )
+        self.discarded: list[int] = []
+        """Streams that are over on the wire since somebody last emptied this list."""
+        self._waiting: dict[QuicStream, None] = {}
+        self._held: dict[QuicStream, None] = {}
+        self._limit_news: dict[QuicStream, None] = {}
+        self._unacknowledged = 0
+        self._cid_news = True
+        self._out = Buffer(self._max_datagram_size)
+        self._pair: CryptoPair | None = None
+        self._space: QuicPacketSpace | None = None
+
+    # aioquic's list of all streams that it walks: for ever empty, since nobody but us writes stream frames.
+    @property
+    def _streams_queue(self) -> list[QuicStream]:
+        return []
+
+    @_streams_queue.setter
+    def _streams_queue(self, value: list[QuicStream]) -> None:
+        pass
+
+    # -- what is to be sent
+
+    @property
+    def is_quiet(self) -> bool:
+        """Whether there is nothing to say that only aioquic's own code can."""
+        path = self._network_paths[0]
+        return (
+            self._handshake_confirmed
+            and path.is_validated
+            and self._state is _CONNECTED
+            and not (
+                self._close_pending
+                or self._ping_pending
+                or self._probe_pending
+                or self._handshake_done_pending
+                or self._retire_connection_ids
+                or path.remote_challenges
+                or (len(self._network_paths) > 1 and self._other_paths_want_something())
+            )
+            and self._crypto_streams[_ONE_RTT].sender.buffer_is_empty
+            and not self._cid_news
+        )
+
+    def _other_paths_want_something(self) -> bool:
+        return any(
+            path.remote_challenges or not (path.is_validated or path.local_challenge_sent)
+            for path in self._network_paths[1:]
+        )
+
+    def wants_to_send(self, now: float) -> bool:
+        """Whether ``datagrams_to_send`` is worth a call."""
+        if self.has_news or not self.is_quiet:
+            return True
+        ack_at = self._application().ack_at
+        return ack_at is not None and ack_at <= now
+
+    @property
+    def has_news(self) -> bool:
+        """Whether there are stream frames or credit to send."""
+        return bool(self._waiting or self._limit_news) or self._limits_are_news()
+
+    def activate(self, stream: QuicStream) -> None:
+        """A stream has something to say: data, an end, a reset or a wish to hear no more."""
+        self._held.pop(stream, None)
+        self._waiting[stream] = None
+
+    def announce(self, stream: QuicStream) -> None:
+        """A stream's receive limit was raised, and the peer is to know."""
+        self._limit_news[stream] = None
+
+    def datagrams_to_send(self, now: float) -> list[Datagram]:
+        """As in aioquic: what is due, and what the congestion window lets through."""
+        out: list[Datagram] = []
+        if not self.is_quiet:
+            out = super().datagrams_to_send(now=now)
+            self._cid_news = not all(cid.was_sent for cid in self._host_cids)
+        if self._handshake_confirmed and self._state is _CONNECTED:
+            path = self._network_paths[0]
+            while path.is_validated and (datagram := self._next_datagram(now)) is not None:
+                out.append((datagram, path.addr))
+        return out
+
+    def get_timer(self) -> float | None:
+        """As in aioquic, for a quiet connection with a single look at each of its timers."""
+        if (
+            not self._handshake_confirmed
+            or not self._network_paths[0].is_validated
+            or self._state is not _CONNECTED
+        ):
+            timer: float | None = super().get_timer()
+            return timer
+        space, loss = self._application(), self._loss
+        self._loss_at = space.loss_time
+        if self._loss_at is None and space.ack_eliciting_in_flight:
+            backoff = loss.get_probe_timeout() * (1 << loss._pto_count)
+            self._loss_at = loss._time_of_last_sent_ack_eliciting_packet + backoff
+        due = self._close_at
+        assert due is not None
+        for other in (self._loss_at, space.ack_at, self._pacing_at):
+            if other is not None and other < due:
+                due = other
+        return due
+
+    # -- building packets
+
+    def _application(self) -> QuicPacketSpace:
+        if self._space is None:
+            self._space, self._pair = self._spaces[_ONE_RTT], self._cryptos[_ONE_RTT]
+        return self._space
+
+    def _next_datagram(self, now: float) -> bytes | None:
+        """Build one packet of what is due, or None."""
+        space = self._application()
+        ack_due = space.ack_at is not None and space.ack_at <= now
+        self._pacing_at = None
+        if not self.has_news:
+            if not ack_due:
+                return None
+        elif not ack_due:
+            self._pacing_at = self._loss._pacer.next_send_time(now=now)
+            if self._pacing_at is not None:
+                return None
+        return self._build(space, ack_due, now)
+
+    def _build(self, space: QuicPacketSpace, ack_due: bool, now: float) -> bytes | None:
+        buf, handlers = self._out, list[Handler]()
+        header = _HEADER_ROOM + len(self._peer_cid.cid)
+        buf.seek(header)
+        if space.ack_at is not None:
+            self._put_ack(buf, space, handlers, now)
+        flight = self._loss.congestion_window - self._loss.bytes_in_flight
+        eliciting = self._put_frames(buf, min(self._max_datagram_size, flight) - _TAG, handlers)
+        if not (eliciting or ack_due):
+            return None  # an acknowledgement waits for something to ride on
+        if space.ack_at is not None:
+            space.ack_at = None
+            self._unacknowledged = 0
+            if not eliciting and len(space.ack_queue) > 1 and self._packet_number % 8 == 0:
+                buf.push_uint_var(_PING)  # have acknowledgements acknowledged, so that we can forget them
+                eliciting = True
+        return self._seal(buf, header, handlers, eliciting, now)
+
+    def _put_frames(self, buf: Buffer, end: int, handlers: list[Handler]) -> bool:
+        """Fill a packet up to ``end``. Returns whether there was anything."""
+        start = buf.tell()
+        if end - start >= _ROOM_STREAM_LIMIT:
+            self._put_limits(buf, end, handlers)
+            self._put_streams(buf, end, handlers)
+        return buf.tell() > start
+
+    def _put_ack(self, buf: Buffer, space: QuicPacketSpace, handlers: list[Handler], now: float) -> None:
+        delay = (
+            int((now - (space.largest_received_time or now)) * 1_000_000) >> self._local_ack_delay_exponent
+        )
+        buf.push_uint_var(_ACK)
+        push_ack_frame(buf, space.ack_queue, delay, buf.capacity - buf.tell() - _TAG)
+        handlers.append((self._on_ack_delivery, (space, space.largest_received_packet)))
+
+    def _limits_are_news(self) -> bool:
+        data, streams = self._local_max_data, self._local_max_streams_bidi
+        if data.value != data.sent:
+            return True
+        # In batches: when the peer has fewer streams left to open than it would be granted.
+        return bool(streams.sent - streams.used < self.allowed_streams - streams.sent)
+
+    def _put_limits(self, buf: Buffer, end: int, handlers: list[Handler]) -> None:
+        self.hold_stream_limit()
+        if self._limits_are_news():
+            for limit in (self._local_max_data, self._local_max_streams_bidi):
+                if limit.value != limit.sent and end - buf.tell() >= _ROOM_LIMIT:
+                    buf.push_uint_var(limit.frame_type)
+                    buf.push_uint_var(limit.value)
+                    limit.sent = limit.value
+                    handlers.append((self._on_connection_limit_delivery, (limit,)))
+        while self._limit_news and end - buf.tell() >= _ROOM_STREAM_LIMIT:
+            stream, _ = self._limit_news.popitem()
+            if stream.max_stream_data_local_sent != stream.max_stream_data_local:
+                if stream.receiver.is_finished:
+                    continue
+                buf.push_uint_var(_MAX_STREAM_DATA)
+                buf.push_uint_var(stream.stream_id or 0)
+                buf.push_uint_var(stream.max_stream_data_local)
+                stream.max_stream_data_local_sent = stream.max_stream_data_local
+                handlers.append((self._on_max_stream_data_delivery, (stream,)))
+
+    def _put_streams(self, buf: Buffer, end: int, handlers: list[Handler]) -> None:
+        waiting = self._waiting
+        for _ in range(len(waiting)):
+            if end - buf.tell() < _ROOM_RESET + _ROOM_STOP:
+                return
+            stream = next(iter(waiting))
+            del waiting[stream]
+            if stream.receiver.stop_pending:
+                self._put_stop(buf, stream, handlers)
+            if stream.sender.reset_pending:
+                self._put_reset(buf, stream, handlers)
+            elif not stream.sender.buffer_is_empty:
+                self._put_data(buf, end, stream, handlers)
+
+    def _put_stop(self, buf: Buffer, stream: QuicStream, handlers: list[Handler]) -> None:
+        frame = stream.receiver.get_stop_frame()
+        for value in (QuicFrameType.STOP_SENDING, frame.stream_id, frame.error_code):
+            buf.push_uint_var(value)
+        handlers.append((self._on_stop_delivery, (stream,)))
+
+    def _put_reset(self, buf: Buffer, stream: QuicStream, handlers: list[Handler]) -> None:
+        frame = stream.sender.get_reset_frame()
+        for value in (QuicFrameType.RESET_STREAM, frame.stream_id, frame.error_code, frame.final_size):
+            buf.push_uint_var(value)
+        handlers.append((self._on_reset_delivery, (stream,)))
+
+    def _put_data(self, buf: Buffer, end: int, stream: QuicStream, handlers: list[Handler]) -> None:
+        """One STREAM frame, if credit allows; what is left waits for its next turn, or for credit."""
+        sender, stream_id = stream.sender, stream.stream_id or 0
+        highest, offset = sender.highest_offset, sender.next_offset
+        allowed = min(
+            highest + self._remote_max_data - self._remote_max_data_used, stream.max_stream_data_remote
+        )
+        overhead = 3 + size_uint_var(stream_id) + (size_uint_var(offset) if offset else 0)
+        frame = _next_piece(sender, end - buf.tell() - overhead, allowed)
+        if frame is None:
+            if not sender.buffer_is_empty:
+                self._held[stream] = None
+            return
+        data, offset, fin = frame
+        size = len(data)
+        buf.push_uint_var(
+            _STREAM | _STREAM_LENGTH | (_STREAM_OFFSET if offset else 0) | (_STREAM_FIN if fin else 0)
+        )
+        buf.push_uint_var(stream_id)
+        if offset:
+            buf.push_uint_var(offset)
+        buf.push_uint16(size | 0x4000)
+        buf.push_bytes(data)
+        self._remote_max_data_used += sender.highest_offset - highest
+        handlers.append((self._on_data_delivery, (stream, offset, offset + size, fin)))
+        if len(sender._pending) or sender._pending_eof:
+            self._waiting[stream] = None
+        else:
+            sender.buffer_is_empty = True
+
+    def _seal(self, buf: Buffer, header: int, handlers: list[Handler], eliciting: bool, now: float) -> bytes:
+        """Encrypt the packet in ``buf``, and account for it."""
+        number, space = self._packet_number, self._application()
+        stop = max(buf.tell(), header + 2)
+        if stop > buf.tell():
+            buf.push_bytes(bytes(stop - buf.tell()))
+        datagram = self._encrypt(buf.data_slice(header, stop), number)
+        self._packet_number = number + 1
+        packet = QuicSentPacket(
+            _ONE_RTT, eliciting, eliciting, False, number, _ONE_RTT_PACKET, now, len(datagram), handlers
+        )
+        self._loss.on_packet_sent(packet=packet, space=space)
+        self._loss._pacer.update_after_send(now=now)
+        if eliciting and not self._ack_eliciting_sent_since_receipt:
+            self._close_at = now + self._idle_timeout()
+            self._ack_eliciting_sent_since_receipt = True
+        self._network_paths[0].bytes_sent += len(datagram)
+        return datagram
+
+    def _encrypt(self, payload: bytes, number: int) -> bytes:
+        """A whole packet of this payload, with a packet number of two bytes (RFC 9001 §5)."""
+        pair = self._pair
+        assert pair is not None
+        first = _FIXED_BIT | (self._spin_bit << 5) | (pair.key_phase << 2) | 1
+        header = bytes((first,)) + self._peer_cid.cid + (number & 0xFFFF).to_bytes(2, "big")
+        keys = pair.send
+        if pair._update_key_requested or keys.aead is None or keys.hp is None:
+            return pair.encrypt_packet(header, payload, number)
+        sealed = keys.aead.encrypt(payload, header, number)
+        mask = keys.hp._mask(sealed[2:18])
+        masked = ((number & 0xFFFF) ^ int.from_bytes(mask[1:3], "big")).to_bytes(2, "big")
+        return b"".join((bytes((first ^ (mask[0] & 0x1F),)), self._peer_cid.cid, masked, sealed))
+
+    # -- what became of packets
+
+    def _on_data_delivery(
+        self, delivery: QuicDeliveryState, stream: QuicStream, start: int, stop: int, fin: bool
+    ) -> None:
+        sender = stream.sender
+        if delivery is not _ACKED:
+            sender.on_data_delivery(delivery, start, stop, fin)
+            if not sender.buffer_is_empty:
+                self.activate(stream)
+            return
+        if start == sender._buffer_start and not len(sender._acked) and sender._reset_error_code is None:
+            # In order, as nearly always.
+            sender._buffer_start = stop
+            del sender._buffer[: stop - start]
+            sender._acked_fin = sender._acked_fin or fin
+            sender.is_finished = sender._acked_fin and stop == sender._buffer_fin
+        else:
+            sender.on_data_delivery(delivery, start, stop, fin)
+        if sender.is_finished:
+            self._discard_if_over(stream)
+
+    def _on_reset_delivery(self, delivery: QuicDeliveryState, stream: QuicStream) -> None:
+        stream.sender.on_reset_delivery(delivery)
+        if delivery is _ACKED:
+            self._discard_if_over(stream)
+        else:
+            self.activate(stream)
+
+    def _on_stop_delivery(self, delivery: QuicDeliveryState, stream: QuicStream) -> None:
+        stream.receiver.on_stop_sending_delivery(delivery)
+        if stream.receiver.stop_pending:
+            self.activate(stream)
+
+    def _on_max_stream_data_delivery(self, delivery: QuicDeliveryState, stream: QuicStream) -> None:
+        super()._on_max_stream_data_delivery(delivery, stream)
+        if delivery is not _ACKED:
+            self.announce(stream)
+
+    def _replenish_connection_ids(self) -> None:
+        super()._replenish_connection_ids()
+        self._cid_news = True  # those that get lost are told again with the next ping or probe
+
+    def _discard_if_over(self, stream: QuicStream) -> None:
+        if stream.sender.is_finished and stream.receiver.is_finished:
+            stream_id = stream.stream_id or 0
+            if self._streams.pop(stream_id, None) is not None:
+                self.discarded.append(stream_id)
+            self._waiting.pop(stream, None)
+            self._held.pop(stream, None)
+
+    # -- aioquic writes nothing about streams and credit
+
+    def _write_connection_limits(self, builder: QuicPacketBuilder, space: QuicPacketSpace) -> None:
+        pass
+
+    def _write_stream_limits(
+        self, builder: QuicPacketBuilder, space: QuicPacketSpace, stream: QuicStream
+    ) -> None:
+        pass
+
+
+def _next_piece(sender: QuicStreamSender, room: int, allowed: int) -> tuple[bytes, int, bool] | None:
+    """The (data, offset, fin) of a stream's next frame, or None if credit or data is missing.
+
+    All that waits in one piece goes by a shorter way than aioquic's.
+    """
+    pending = sender._pending
+    if len(pending) == 1:
+        piece = pending[0]
+        start, stop = piece.start, piece.stop
+        if stop <= allowed and stop - start <= room:
+            pending.shift()
+            sender.highest_offset = max(sender.highest_offset, stop)
+            fin = sender._buffer_fin == stop
+            if fin:
+                sender._pending_eof = False
+            base = sender._buffer_start
+            return bytes(sender._buffer[start - base : stop - base]), start, fin
+    frame = sender.get_frame(room, allowed)
+    return None if frame is None else (frame.data, frame.offset, frame.fin)
