@@ -106,7 +106,7 @@ def wheels(session: nox.Session) -> None:
 @nox.session
 def bench(session: nox.Session) -> None:
     """Benchmarks, long, by hand: `nox -s bench -- codec quic`; without names, all. Each prints one JSON object."""
-    _install_all(session)
+    _install_all(session, "grpcio>=1.60")
     wanted = set(session.posargs)
     for script in sorted(ROOT.glob("*/benchmarks/*.py")):
         if not wanted or script.stem in wanted:

@@ -169,13 +169,14 @@ _AS_IS = (
 def run_daemon(config: Config, log_format: str, log_level: str) -> int:
     """Run until SIGTERM or SIGINT, and give the exit status.
 
-    From here on these signals end the program with status 0, be it still loading; `app.run` takes them over.
+    From here on these signals end the program with status 0, be it still loading; `start.run` takes them over.
     """
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: sys.exit(0))
 
-    from machineplane.app import DaemonError, run  # only now: no other command needs all of it
+    from machineplane.app import DaemonError  # only now: no other command needs all of it
     from machineplane.logs import configure
+    from machineplane.start import run
 
     configure(log_format, log_level)
     try:

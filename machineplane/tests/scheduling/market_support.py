@@ -10,7 +10,8 @@ import pytest
 import trio
 from attrs import define, evolve, field
 
-from machineplane.scheduling.market import Job, Market
+from machineplane.scheduling.letters import Job
+from machineplane.scheduling.market import Market
 from magik_mesh import Call, Node, NodeConfig, RpcFailed, Verdict
 from magik_mesh.testing import EPOCH_MS, MemoryFabric, config_of, identity_of, memory_fabric, until
 from magik_proto.awards import seal_workload

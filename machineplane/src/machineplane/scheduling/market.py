@@ -6,19 +6,19 @@ passed on by others), signed by that machine, its role, fresh and not seen befor
 peer and is logged, and nothing else happens; so nobody can use up another machine's share of the replay window.
 """
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 from typing import TypeVar
 from uuid import UUID, uuid4
 
 import structlog
 import trio
-from attrs import frozen
 
+from machineplane.scheduling.letters import Job, Writer
 from magik_mesh import Call, CallRefused, MeshError, Node, RpcFailed, Verdict
 from magik_proto import auction as a
 from magik_proto import bidder as b
-from magik_proto.awards import open_award, seal_workload
+from magik_proto.awards import open_award
 from magik_proto.errors import RemoteProtocolError
 from magik_proto.identity import Identity, PeerId, SealingKey
 from magik_proto.messages import (
@@ -28,7 +28,6 @@ from magik_proto.messages import (
     Disposal,
     Event,
     EventType,
-    Requirements,
     Tender,
     decode_as,
     decode_message,
@@ -37,29 +36,16 @@ from magik_proto.messages import (
 from magik_proto.records import Workload
 from magik_proto.replay import ReplayFilter
 from magik_proto.rpc import AWARD, BID, EVENT
-from magik_proto.signing import new_nonce, sign, verify
+from magik_proto.signing import verify
 
 DECLINE = "/magik/decline/1.0.0"
 
 CALL_TIMEOUT_S = 5.0  # as the auction's award time-out: an answer later than that is of no use
 INBOX = 256  # events of one auction waiting to be taken in; at the limit the peers' calls wait
-_REASON_MAX = 512  # characters of an event's reason; longer ones are cut
 
 Checked = Tender | Bid | Award | Event | Disposal
 M = TypeVar("M", Bid, Award, Event)
 Deploy = Callable[[Award, Workload, bytes], Awaitable[list[str]]]
-
-
-@frozen
-class Job:
-    """What is to be placed: a manifest's record, what one replica needs, how many, and where replicas run already."""
-
-    workload: Workload
-    requirements: Requirements
-    replicas: int
-    taken: Mapping[PeerId, int]
-    priority: int = 0
-    preemptible: bool = False
 
 
 class Market:
@@ -84,6 +70,7 @@ class Market:
         self._bidder = bidder
         self._replay = replay
         self._wall = wall
+        self._writer = Writer(identity, wall)
         self._deploy = deploy
         self._disposed = disposed
         self._nursery = nursery
@@ -158,8 +145,8 @@ class Market:
         match output:
             case a.PublishTender(round, sample):
                 await self._publish_tender(tender_id, job, round, sample)
-            case a.SendAward(bid, replicas, ordinals):
-                self._start_award(tender_id, job.workload, bid, replicas, ordinals)
+            case a.SendAward():
+                self._start_award(output, job.workload)
             case a.DeclineBid(node=node):
                 self._nursery.start_soon(self._decline, node, tender_id, self._rounds.get(tender_id, 0))
             case a.Surplus(node, pods):
@@ -167,54 +154,20 @@ class Market:
 
     async def _publish_tender(self, tender_id: UUID, job: Job, round: int, sample: int) -> None:
         self._rounds[tender_id] = round
-        tender = Tender(
-            id=tender_id,
-            owner=self._identity.peer_id,
-            manifest_digest=job.workload.digest,
-            qos_preemptible=job.preemptible,
-            priority=job.priority,
-            requirements=job.requirements,
-            bid_sample=sample,
-            round=round,
-            timestamp=self._wall(),
-            nonce=new_nonce(),
-        )
-        tender = sign(tender, self._identity)
+        tender = self._writer.tender(tender_id, job, round, sample)
         self._log.debug("tender", id=str(tender_id), resource=str(job.workload.resource), round=round)
         await self._node.publish(FABRIC_TOPIC, encode_message(tender))
         self._consider(tender)
 
-    def _start_award(
-        self, tender_id: UUID, workload: Workload, bid: Bid, replicas: int, ordinals: tuple[int, ...]
-    ) -> None:
+    def _start_award(self, output: a.SendAward, workload: Workload) -> None:
+        bid = output.bid
         try:
-            award = self._award(tender_id, workload, bid, replicas, ordinals)
+            award = self._writer.award(bid, workload, output.replicas, output.ordinals)
         except RemoteProtocolError as error:  # a sealing key to which nothing can be sealed
-            self._nursery.start_soon(self._tell, tender_id, a.AwardRefused(bid.node_id, str(error)))
+            refused = a.AwardRefused(bid.node_id, str(error))
+            self._nursery.start_soon(self._tell, bid.tender_id, refused)
         else:
             self._nursery.start_soon(self._send_award, award)
-
-    def _award(
-        self, tender_id: UUID, workload: Workload, bid: Bid, replicas: int, ordinals: tuple[int, ...]
-    ) -> Award:
-        return sign(
-            Award(
-                tender_id=tender_id,
-                owner_identity=self._identity.peer_id,
-                owner_pubkey=self._identity.peer_id.raw,
-                winner=bid.node_id,
-                resource=workload.resource,
-                uid=workload.uid,
-                generation=workload.generation,
-                replicas=replicas,
-                ordinals=tuple(ordinals),
-                manifest_digest=workload.digest,
-                sealed_manifest=seal_workload(workload, bid.sealing_key),
-                timestamp=self._wall(),
-                nonce=new_nonce(),
-            ),
-            self._identity,
-        )
 
     async def _send_award(self, award: Award) -> None:
         winner = award.winner
@@ -299,20 +252,7 @@ class Market:
                     self._log.debug("released", tender=str(tender_id), reason=reason)
 
     async def _send_bid(self, offer: b.MakeBid) -> None:
-        bid = sign(
-            Bid(
-                tender_id=offer.tender_id,
-                node_id=self._identity.peer_id,
-                score=offer.score.total,
-                resource_fit_score=offer.score.resource_fit,
-                network_locality_score=offer.score.network_locality,
-                slots=offer.slots,
-                sealing_key=self._sealing_key.public,
-                timestamp=self._wall(),
-                nonce=new_nonce(),
-            ),
-            self._identity,
-        )
+        bid = self._writer.bid(offer, self._sealing_key.public)
         if offer.owner == self._identity.peer_id:
             await self._tell(offer.tender_id, a.BidReceived(bid))
             return
@@ -351,19 +291,7 @@ class Market:
             await self._report(award, EventType.Deployed, "", tuple(pods))
 
     async def _report(self, award: Award, kind: EventType, reason: str, pods: tuple[str, ...]) -> None:
-        text = "".join(c if c.isprintable() else " " for c in reason)[:_REASON_MAX]
-        event = sign(
-            Event(
-                tender_id=award.tender_id,
-                node_id=self._identity.peer_id,
-                event_type=kind,
-                reason=text,
-                pods=pods,
-                timestamp=self._wall(),
-                nonce=new_nonce(),
-            ),
-            self._identity,
-        )
+        event = self._writer.event(award, kind, reason, pods)
         if award.owner_identity == self._identity.peer_id:
             await self._tell(award.tender_id, a.EventReceived(event))
             return
@@ -429,9 +357,7 @@ class Market:
                 return Verdict.REJECT
             roles = self._node.roles(message.signer)
             if roles is None:
-                return (
-                    Verdict.IGNORE
-                )  # its membership has not reached us: no reason to blame who passed it on
+                return Verdict.IGNORE  # its membership has not reached us: who passed it on is not to blame
             self._check(message, roles, "submit")
         except RemoteProtocolError as error:
             self._log.info("gossip-refused", sender=str(sender), rule=error.rule, detail=error.detail)

@@ -1,0 +1,98 @@
+"""The machine plane's messages as this machine writes them: filled in, stamped and signed."""
+
+from collections.abc import Callable, Mapping
+from uuid import UUID
+
+from attrs import frozen
+
+from magik_proto.awards import seal_workload
+from magik_proto.bidder import MakeBid
+from magik_proto.identity import Identity, PeerId
+from magik_proto.messages import Award, Bid, Event, EventType, Requirements, Tender
+from magik_proto.records import Workload
+from magik_proto.signing import new_nonce, sign
+
+_REASON_MAX = 512  # characters of an event's reason; longer ones are cut
+
+
+@frozen
+class Job:
+    """What is to be placed: a manifest's record, what one replica needs, how many, and where replicas run already."""
+
+    workload: Workload
+    requirements: Requirements
+    replicas: int
+    taken: Mapping[PeerId, int]
+    priority: int = 0
+    preemptible: bool = False
+
+
+@frozen
+class Writer:
+    """Signs with ``identity`` at the time that ``wall`` gives (ms since the epoch)."""
+
+    identity: Identity
+    wall: Callable[[], int]
+
+    def tender(self, tender_id: UUID, job: Job, round: int, sample: int) -> Tender:
+        """One round of a tender for a job."""
+        tender = Tender(
+            id=tender_id,
+            owner=self.identity.peer_id,
+            manifest_digest=job.workload.digest,
+            qos_preemptible=job.preemptible,
+            priority=job.priority,
+            requirements=job.requirements,
+            bid_sample=sample,
+            round=round,
+            timestamp=self.wall(),
+            nonce=new_nonce(),
+        )
+        return sign(tender, self.identity)
+
+    def bid(self, offer: MakeBid, sealing_key: bytes) -> Bid:
+        """What the bidder decided to offer; the award is to be sealed to ``sealing_key``."""
+        bid = Bid(
+            tender_id=offer.tender_id,
+            node_id=self.identity.peer_id,
+            score=offer.score.total,
+            resource_fit_score=offer.score.resource_fit,
+            network_locality_score=offer.score.network_locality,
+            slots=offer.slots,
+            sealing_key=sealing_key,
+            timestamp=self.wall(),
+            nonce=new_nonce(),
+        )
+        return sign(bid, self.identity)
+
+    def award(self, bid: Bid, workload: Workload, replicas: int, ordinals: tuple[int, ...]) -> Award:
+        """Raises RemoteProtocolError where nothing can be sealed to the bid's key."""
+        award = Award(
+            tender_id=bid.tender_id,
+            owner_identity=self.identity.peer_id,
+            owner_pubkey=self.identity.peer_id.raw,
+            winner=bid.node_id,
+            resource=workload.resource,
+            uid=workload.uid,
+            generation=workload.generation,
+            replicas=replicas,
+            ordinals=tuple(ordinals),
+            manifest_digest=workload.digest,
+            sealed_manifest=seal_workload(workload, bid.sealing_key),
+            timestamp=self.wall(),
+            nonce=new_nonce(),
+        )
+        return sign(award, self.identity)
+
+    def event(self, award: Award, kind: EventType, reason: str, pods: tuple[str, ...]) -> Event:
+        """What became of an award. Characters that nobody can print are blanked in ``reason``."""
+        event = Event(
+            tender_id=award.tender_id,
+            node_id=self.identity.peer_id,
+            event_type=kind,
+            reason="".join(c if c.isprintable() else " " for c in reason)[:_REASON_MAX],
+            pods=pods,
+            timestamp=self.wall(),
+            nonce=new_nonce(),
+        )
+        return sign(event, self.identity)
