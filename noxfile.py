@@ -25,6 +25,7 @@ TESTING = (
     "coverage>=7",
     "pytest-cov>=5",
     "httpx>=0.27",
+    "pycddl>=0.6",
 )
 
 
