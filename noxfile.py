@@ -77,7 +77,7 @@ def tests(session: nox.Session) -> None:
 @nox.session
 def integration(session: nox.Session) -> None:
     """Real namespaces, containers, daemons and kubectl. Needs root."""
-    _install_all(session)
+    _install_all(session, "kubernetes>=30")
     _set_up_host(session)
     session.run("pytest", "integration-tests", *(session.posargs or ["-q"]))
 
