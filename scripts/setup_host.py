@@ -17,6 +17,7 @@ NEEDS = {
     "libnftables (pod network)": (lambda: find_library("nftables"), "libnftables1"),
     "a static busybox (test image)": (lambda: _static_busybox(), "busybox-static"),
     "curl": (lambda: shutil.which("curl"), "curl"),
+    "ip": (lambda: shutil.which("ip"), "iproute2"),
     "ps": (lambda: shutil.which("ps"), "procps"),
     "kubectl": (lambda: shutil.which("kubectl"), "kubernetes-client"),
 }
