@@ -54,6 +54,9 @@ async def test_a_restarted_daemon_adopts_its_pods(bench, pod, log, until):
         assert dict(status.pod) == wanted
         lines = [int(line) for line in (await log(runtime, uid)).splitlines()]
         assert lines == list(range(len(lines))) and len(lines) >= 10
+        with trio.fail_after(5):
+            while not bench.network.calls:
+                await trio.sleep(0.01)
         await runtime.stop_pod(uid, 0)
     assert bench.network.calls == [("recover", uid), ("detach", uid)]
 

@@ -51,6 +51,7 @@ def run(config: Config) -> int:
         default_engine=config.runtime,
         node_name=config.node_name,
     )
+    problem = None  # raised after the block: what `except*` raises, some Pythons wrap in a group again
     try:
         with ExitStack() as stack:
             with _signals_held():
@@ -60,7 +61,9 @@ def run(config: Config) -> int:
             signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
             trio.run(_serve, config, credentials, runtime_config, zygote)
     except* (PortTaken, MeshError, PodNetworkError, NftError, ImageError, RuntimeFault, DaemonError) as group:
-        raise DaemonError(_first(group)) from group
+        problem = DaemonError(_first(group))
+    if problem is not None:
+        raise problem
     return 0
 
 
