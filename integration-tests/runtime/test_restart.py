@@ -40,7 +40,7 @@ async def run_and_kill_daemon(bench, wanted):
     return json.loads(line)
 
 
-async def test_a_restarted_daemon_adopts_its_pods(bench, pod, log, until):
+async def test_a_restarted_daemon_adopts_its_pods(bench, pod, log, until, eventually):
     wanted = pod("i=0; while :; do echo $i; i=$((i+1)); sleep 0.02; done")
     uid = wanted["metadata"]["uid"]
     phase, container_id, started_at, pid = await run_and_kill_daemon(bench, wanted)
@@ -54,9 +54,7 @@ async def test_a_restarted_daemon_adopts_its_pods(bench, pod, log, until):
         assert dict(status.pod) == wanted
         lines = [int(line) for line in (await log(runtime, uid)).splitlines()]
         assert lines == list(range(len(lines))) and len(lines) >= 10
-        with trio.fail_after(5):
-            while not bench.network.calls:
-                await trio.sleep(0.01)
+        await eventually(lambda: bench.network.calls)
         await runtime.stop_pod(uid, 0)
     assert bench.network.calls == [("recover", uid), ("detach", uid)]
 
