@@ -6,7 +6,6 @@ refuses every later manifest of that uid, so that a delete is not undone by a ma
 """
 
 from collections import OrderedDict
-from collections.abc import Iterator
 from uuid import UUID
 
 from attrs import frozen
@@ -39,9 +38,6 @@ class Holdings:
         self._disposed: OrderedDict[UUID, Tombstone] = OrderedDict()
         self._manifests_max = manifests_max
         self._disposals_max = disposals_max
-
-    def __iter__(self) -> Iterator[Workload]:
-        return iter(tuple(self._manifests.values()))
 
     def get(self, uid: UUID) -> Workload | None:
         return self._manifests.get(uid)

@@ -152,12 +152,6 @@ class View:
                 return name
         return str(peer)
 
-    def entries(self, kind: str) -> Iterable[tuple[PeerId, Entry]]:
-        for peer, mirror in self.mirrors.items():
-            for entry in mirror.entries.values():
-                if entry.key[0] == kind:
-                    yield peer, entry
-
     def forget_lost_nodes(self, before: int) -> None:
         """Machines lost before this stamp are no longer shown."""
         for ident in [i for i, entry in self.lost_nodes.items() if entry.stamp < before]:
