@@ -17,6 +17,7 @@ import cbor2
 import refusals
 
 from magik_proto import codec, signing, wire
+from magik_proto.awards import digest_of
 from magik_proto.credentials import Member
 from magik_proto.identity import BootstrapPeer, Identity, SealingKey
 from magik_proto.membership import RootKey
@@ -168,11 +169,12 @@ def messages() -> list[tuple[SignedMessage, Identity]]:
         replicas=2,
         ordinals=(0, 1),
         manifest_digest=workload.digest,
-        sealed_manifest=b"-",
+        sealed_digest=bytes(32),
         **when,
     )
     record = encode_message(signing.sign(workload, OWNER))
-    award = award.evolve(sealed_manifest=refusals.sealed_to(SEALING.public, record, b"\x06" * 32))
+    box = refusals.sealed_to(SEALING.public, record, b"\x06" * 32)
+    award = award.evolve(sealed_digest=digest_of(box))
     event = Event(
         tender_id=TENDER_ID,
         node_id=NODE.peer_id,

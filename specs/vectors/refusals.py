@@ -15,7 +15,7 @@ import cbor2
 from nacl import bindings
 
 from magik_proto import codec, signing
-from magik_proto.awards import open_award
+from magik_proto.awards import Delivery, digest_of, open_award
 from magik_proto.bidder import AwardReceived, Bidder, BidderConfig, Deploy, RefuseAward, TenderSeen
 from magik_proto.clock import HybridClock
 from magik_proto.credentials import Delegation, Member, Revocations
@@ -311,22 +311,29 @@ def _answers(tender: Tender, given: list[Award], room: int) -> list[str]:
 def opened_awards(award: Award, workload: Workload, key: Identity) -> list[dict[str, Any]]:
     """Awards and what opening them with the sealing key gives."""
 
-    def carrying(record: Workload, **changes: Any) -> Award:
-        box = sealed_to(SEALING.public, encode_message(record), b"\x06" * 32)
-        unsigned = award.evolve(sealed_manifest=box, **changes)
-        return unsigned.evolve(signature=key.sign(signing.signed_bytes(unsigned)))
+    def box_of(record: Workload) -> bytes:
+        return sealed_to(SEALING.public, encode_message(record), b"\x06" * 32)
+
+    def naming(box: bytes, **changes: Any) -> Delivery:
+        unsigned = award.evolve(sealed_digest=digest_of(box), **changes)
+        return Delivery(unsigned.evolve(signature=key.sign(signing.signed_bytes(unsigned))), box)
+
+    def carrying(record: Workload, **changes: Any) -> Delivery:
+        return naming(box_of(record), **changes)
 
     rows = [
-        ("as sealed", award),
+        ("as sealed", Delivery(award, box_of(workload))),
+        ("another box than the award names", Delivery(award, box_of(workload.evolve(replicas=9)))),
         ("another generation outside than inside", carrying(workload, generation=9)),
         ("a record whose signature is not its author's", carrying(workload.evolve(replicas=9))),
-        ("a box to nobody", award.evolve(sealed_manifest=bytes(60))),
+        ("a box to nobody", naming(bytes(60))),
     ]
     return [
         {
             "what": what,
-            "award": encode_message(one).hex(),
-            "rule": rule_of(lambda a=one: open_award(a, SEALING)),
+            "award": encode_message(one.award).hex(),
+            "sealed": one.sealed.hex(),
+            "rule": rule_of(lambda d=one: open_award(d, SEALING)),
         }
         for what, one in rows
     ]
@@ -372,7 +379,7 @@ def _stream(data: bytes) -> None:
 
 
 def calls() -> list[dict[str, str]]:
-    """Values that are no request, no response, no gossip frame."""
+    """Values that are no request, no response, no gossip frame, no award's delivery."""
     request = {"method": "/magik/bid/1.0.0", "deadline_ms": 1, "body": None}
     response = {"ok": True, "error": None, "body": None}
     rows: list[tuple[str, str, Any]] = [
@@ -383,8 +390,14 @@ def calls() -> list[dict[str, str]]:
         ("response", "an error that is none", {**response, "ok": False, "error": 5}),
         ("gossip", "good", {"graft": ["magik-fabric"], "later": 1}), ("gossip", "no map", []),
         ("gossip", "an id of 31 bytes", {"iwant": [bytes(31)]}), ("gossip", "65 topics", {"graft": ["t"] * 65}),
+        ("delivery", "an award without its box", {"award": b"\0"}), ("delivery", "no map", b"\0"),
     ]  # fmt: skip
-    readers = {"request": Request.from_value, "response": Response.from_value, "gossip": parse_frame}
+    readers = {
+        "request": Request.from_value,
+        "response": Response.from_value,
+        "gossip": parse_frame,
+        "delivery": Delivery.from_body,
+    }
     return [
         {"kind": kind, "what": what, "encoding": cbor2.dumps(value, canonical=True).hex(),
          "rule": rule_of(lambda k=kind, v=value: readers[k](v))}

@@ -105,7 +105,7 @@ def award_of(workload: Workload, replicas: int) -> Award:
         generation=workload.generation,
         replicas=replicas,
         manifest_digest=workload.digest,
-        sealed_manifest=b"sealed",
+        sealed_digest=bytes(32),
         timestamp=1,
         nonce=1,
     )

@@ -14,7 +14,7 @@ from machineplane.scheduling.letters import Job
 from machineplane.scheduling.market import Market
 from magik_mesh import Call, Node, NodeConfig, RpcFailed, Verdict
 from magik_mesh.testing import EPOCH_MS, MemoryFabric, config_of, identity_of, memory_fabric, until
-from magik_proto.awards import seal_workload
+from magik_proto.awards import Delivery, digest_of, seal_workload
 from magik_proto.bidder import Bidder
 from magik_proto.identity import Identity, PeerId, SealingKey
 from magik_proto.invites import RootKey
@@ -166,7 +166,8 @@ def bid_for(tender: Tender, bidder: Identity, key: bytes, **changes: Any) -> Bid
     return sign(evolve(bid, **changes), bidder)
 
 
-def award_of(owner: Identity, winner: Machine, tender: Tender, work: Workload, **changes: Any) -> Award:
+def award_of(owner: Identity, winner: Machine, tender: Tender, work: Workload) -> Delivery:
+    sealed = seal_workload(work, winner.sealing_key.public)
     award = Award(
         tender_id=tender.id,
         owner_identity=owner.peer_id,
@@ -177,16 +178,22 @@ def award_of(owner: Identity, winner: Machine, tender: Tender, work: Workload, *
         generation=work.generation,
         replicas=1,
         manifest_digest=work.digest,
-        sealed_manifest=seal_workload(work, winner.sealing_key.public),
+        sealed_digest=digest_of(sealed),
         timestamp=wall(),
         nonce=new_nonce(),
     )
-    return sign(evolve(award, **changes), owner)
+    return Delivery(sign(award, owner), sealed)
 
 
-def renewed(award: Award, owner: Identity) -> Award:
+def changed(delivery: Delivery, owner: Identity, *, sealed: bytes | None = None, **changes: Any) -> Delivery:
+    """The delivery with another award, or another box that the award names, signed anew."""
+    box = delivery.sealed if sealed is None else sealed
+    return Delivery(sign(evolve(delivery.award, sealed_digest=digest_of(box), **changes), owner), box)
+
+
+def renewed(delivery: Delivery, owner: Identity) -> Delivery:
     """The same award, said anew."""
-    return sign(evolve(award, nonce=new_nonce(), timestamp=wall()), owner)
+    return changed(delivery, owner, nonce=new_nonce(), timestamp=wall())
 
 
 def disposal_of(signer: Identity, work: Workload) -> Disposal:
@@ -203,10 +210,11 @@ def disposal_of(signer: Identity, work: Workload) -> Disposal:
     return sign(disposal, signer)
 
 
-async def refusal(sender: Node, to: Machine, method: str, message: Bid | Award) -> str:
+async def refusal(sender: Node, to: Machine, method: str, message: Bid | Delivery) -> str:
     """The code with which a call is refused."""
+    body = message.to_body() if isinstance(message, Delivery) else encode_message(message)
     with pytest.raises(RpcFailed) as refused:
-        await sender.call(to.id, method, encode_message(message))
+        await sender.call(to.id, method, body)
     return refused.value.code
 
 
@@ -245,7 +253,7 @@ class Guest:
         await self.node.publish(FABRIC_TOPIC, encode_message(tender))
         await until(lambda: any(bid.node_id == machine.id for bid in self.bids))
 
-    async def award_after_bid(self, machine: Machine) -> Award:
+    async def award_after_bid(self, machine: Machine) -> Delivery:
         """An award that the machine would obey."""
         work = workload(self.identity)
         tender = tender_of(self.identity, work)

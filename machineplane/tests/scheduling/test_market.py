@@ -11,6 +11,7 @@ from market_support import (
     Machine,
     award_of,
     bid_for,
+    changed,
     disposal_of,
     job,
     machines,
@@ -27,12 +28,12 @@ from trio.testing import MockClock
 from machineplane.scheduling.market import DECLINE, DeployFailed
 from magik_mesh import Call, RpcFailed, Verdict
 from magik_mesh.testing import until
-from magik_proto.awards import seal_workload
+from magik_proto.awards import Delivery, seal_workload
 from magik_proto.identity import Identity, SealingKey
 from magik_proto.messages import FABRIC_TOPIC, Award, encode_message
 from magik_proto.placement import Capacity
 from magik_proto.rpc import AWARD, BID, EVENT
-from magik_proto.signing import new_nonce, sign
+from magik_proto.signing import new_nonce
 
 MANY = {"cpu_millis": 100_000}
 
@@ -198,7 +199,7 @@ async def test_a_malformed_decline_is_refused(body: object, autojump_clock: Mock
 async def test_an_award_for_our_bid_is_obeyed_once(autojump_clock: MockClock) -> None:
     async with with_guest(1) as ((a,), guest):
         award = await guest.award_after_bid(a)
-        await guest.node.call(a.id, AWARD, encode_message(award))
+        await guest.node.call(a.id, AWARD, award.to_body())
         await until(lambda: len(a.deployed) == 1)
         for again, code in ((award, "replay.seen"), (renewed(award, guest.identity), "award.no-bid")):
             assert await refusal(guest.node, a, AWARD, again) == code
@@ -209,44 +210,47 @@ async def test_a_second_award_while_the_first_is_deployed_is_refused(autojump_cl
     async with with_guest(1) as ((a,), guest):
         a.deploy = never_done
         award = await guest.award_after_bid(a)
-        await guest.node.call(a.id, AWARD, encode_message(award))
+        await guest.node.call(a.id, AWARD, award.to_body())
         assert await refusal(guest.node, a, AWARD, renewed(award, guest.identity)) == "award.twice"
         assert len(a.deployed) == 1
 
 
-Change = Callable[[Award, Machine, Identity], Award]
+Change = Callable[[Delivery, Machine, Identity], Delivery]
 
 
-def for_another_manifest(award: Award, machine: Machine, owner: Identity) -> Award:
+def for_another_manifest(award: Delivery, machine: Machine, owner: Identity) -> Delivery:
     other = workload(owner, note="other")
     sealed = seal_workload(other, machine.sealing_key.public)
-    return evolve(
-        award, uid=other.uid, resource=other.resource, manifest_digest=other.digest, sealed_manifest=sealed
-    )
+    named = {"uid": other.uid, "resource": other.resource, "manifest_digest": other.digest}
+    return changed(award, owner, sealed=sealed, **named)
 
 
-def for_more_than_promised(award: Award, machine: Machine, owner: Identity) -> Award:
-    return evolve(award, replicas=6)
+def for_more_than_promised(award: Delivery, machine: Machine, owner: Identity) -> Delivery:
+    return changed(award, owner, replicas=6)
 
 
-def for_no_tender_of_ours(award: Award, machine: Machine, owner: Identity) -> Award:
-    return evolve(award, tender_id=tender_of(owner, workload(owner)).id)
+def for_no_tender_of_ours(award: Delivery, machine: Machine, owner: Identity) -> Delivery:
+    return changed(award, owner, tender_id=tender_of(owner, workload(owner)).id)
 
 
-def for_another_machine(award: Award, machine: Machine, owner: Identity) -> Award:
-    return evolve(award, winner=owner.peer_id)
+def for_another_machine(award: Delivery, machine: Machine, owner: Identity) -> Delivery:
+    return changed(award, owner, winner=owner.peer_id)
 
 
-def sealed_to_another(award: Award, machine: Machine, owner: Identity) -> Award:
-    return evolve(award, sealed_manifest=seal_workload(workload(owner), seeded_sealing_key(77).public))
+def sealed_to_another(award: Delivery, machine: Machine, owner: Identity) -> Delivery:
+    return changed(award, owner, sealed=seal_workload(workload(owner), seeded_sealing_key(77).public))
 
 
-def with_another_inside(award: Award, machine: Machine, owner: Identity) -> Award:
-    return evolve(award, sealed_manifest=seal_workload(workload(owner), machine.sealing_key.public))
+def with_another_inside(award: Delivery, machine: Machine, owner: Identity) -> Delivery:
+    return changed(award, owner, sealed=seal_workload(workload(owner), machine.sealing_key.public))
 
 
-def stale(award: Award, machine: Machine, owner: Identity) -> Award:
-    return evolve(award, timestamp=wall() - 31_000)
+def with_another_box(award: Delivery, machine: Machine, owner: Identity) -> Delivery:
+    return evolve(award, sealed=seal_workload(workload(owner), machine.sealing_key.public))
+
+
+def stale(award: Delivery, machine: Machine, owner: Identity) -> Delivery:
+    return changed(award, owner, timestamp=wall() - 31_000)
 
 
 @pytest.mark.parametrize(
@@ -258,6 +262,7 @@ def stale(award: Award, machine: Machine, owner: Identity) -> Award:
         (for_another_machine, "award.not-for-us"),
         (sealed_to_another, "seal.invalid"),
         (with_another_inside, "award.mismatch"),
+        (with_another_box, "award.other-box"),
         (stale, "freshness.skew"),
     ],
 )
@@ -267,8 +272,7 @@ async def test_an_award_that_is_not_what_we_bid_for_deploys_nothing(
     async with with_guest(1) as ((a,), guest):
         await trio.sleep(60)  # so that what is stale is still younger than the daemon
         award = await guest.award_after_bid(a)
-        changed = sign(change(award, a, guest.identity), guest.identity)
-        assert await refusal(guest.node, a, AWARD, changed) == code
+        assert await refusal(guest.node, a, AWARD, change(award, a, guest.identity)) == code
         await trio.sleep(1)
         assert not a.deployed
 
@@ -278,9 +282,9 @@ async def test_an_award_from_a_stranger_deploys_nothing_and_our_promise_stands(
 ) -> None:
     async with with_guest(2) as ((a, b), guest):
         award = await guest.award_after_bid(a)
-        mine = evolve(award, owner_identity=b.id, owner_pubkey=b.id.raw, nonce=new_nonce())
-        assert await refusal(b.node, a, AWARD, sign(mine, b.identity)) == "award.not-the-owner"
-        await guest.node.call(a.id, AWARD, encode_message(award))
+        mine = changed(award, b.identity, owner_identity=b.id, owner_pubkey=b.id.raw, nonce=new_nonce())
+        assert await refusal(b.node, a, AWARD, mine) == "award.not-the-owner"
+        await guest.node.call(a.id, AWARD, award.to_body())
         await until(lambda: len(a.deployed) == 1)
 
 
@@ -291,14 +295,15 @@ async def test_an_award_passed_on_by_another_is_refused_and_does_not_use_it_up(
         award = await guest.award_after_bid(a)
         assert await refusal(b.node, a, AWARD, award) == "message.not-the-sender"
         assert not a.deployed
-        await guest.node.call(a.id, AWARD, encode_message(award))
+        await guest.node.call(a.id, AWARD, award.to_body())
         await until(lambda: len(a.deployed) == 1)
 
 
 async def test_a_forged_award_is_refused(autojump_clock: MockClock) -> None:
     async with with_guest(1) as ((a,), guest):
         award = await guest.award_after_bid(a)
-        assert await refusal(guest.node, a, AWARD, evolve(award, generation=2)) == "signature.invalid"
+        forged = evolve(award, award=evolve(award.award, generation=2))
+        assert await refusal(guest.node, a, AWARD, forged) == "signature.invalid"
         assert not a.deployed
 
 
@@ -310,7 +315,7 @@ async def test_what_is_no_message_is_refused_with_a_rule(
     async with with_guest(1) as ((a,), guest):
         with pytest.raises(RpcFailed) as refused:
             await guest.node.call(a.id, method, body)
-        assert refused.value.code.startswith(("codec", "message"))
+        assert refused.value.code.startswith(("codec", "message", "award.body"))
 
 
 # -- roles

@@ -16,7 +16,7 @@ from attrs import field, frozen
 
 from magik_proto import fields, wire
 from magik_proto.errors import InvalidField, RemoteProtocolError
-from magik_proto.fields import MAX_COUNT, MAX_MANIFEST
+from magik_proto.fields import MAX_COUNT
 from magik_proto.identity import PeerId
 from magik_proto.wire import Message, OpenPart, Part, SignedMessage, decode_as, encode_message
 
@@ -43,9 +43,6 @@ __all__ = [
 
 FABRIC_TOPIC: Final = "magik-fabric"
 """The gossip topic of tenders and disposals."""
-MAX_SEALED: Final = MAX_MANIFEST + 8 * 1024
-"""Bytes of a sealed workload record: a manifest and the record around it."""
-
 _peer = fields.instance(PeerId)
 
 
@@ -193,15 +190,14 @@ class Bid(SignedMessage):
 
 @frozen(kw_only=True)
 class Award(SignedMessage):
-    """An owner gives `replicas` replicas to `winner`. Only the winner can open `sealed_manifest` (a Workload
-    record).
+    """An owner gives `replicas` replicas to `winner`. The manifest travels beside it, sealed to the winner
+    (`magik_proto.awards.Delivery`); `sealed_digest` is that box's SHA-256.
 
-    `ordinals` are those of a StatefulSet's replicas, one for each; empty for other kinds. What is not sealed
-    is a receipt: owner, winner, workload, uid and generation, under the owner's signature.
+    `ordinals` are those of a StatefulSet's replicas, one for each; empty for other kinds. So the award is its
+    own receipt: it shows who may run what, and is short enough to be shown by every pod that it led to.
     """
 
     TYPE: ClassVar[str] = "award"
-    MAX_SIZE: ClassVar[int] = 2 * 1024 * 1024
 
     tender_id: UUID = field(validator=fields.uuid)
     owner_identity: PeerId = field(validator=_peer)
@@ -213,7 +209,7 @@ class Award(SignedMessage):
     replicas: int = field(validator=fields.count)
     ordinals: tuple[int, ...] = field(default=(), validator=fields.ascending(MAX_COUNT, (1 << 31) - 1))
     manifest_digest: bytes = field(validator=fields.digest)
-    sealed_manifest: bytes = field(validator=fields.octets(1, MAX_SEALED), repr=False)
+    sealed_digest: bytes = field(validator=fields.digest)
     timestamp: int = field(validator=fields.timestamp)
 
     def __attrs_post_init__(self) -> None:

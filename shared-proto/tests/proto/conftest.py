@@ -94,7 +94,7 @@ def samples(owner: Identity, node: Identity) -> dict[str, SignedMessage]:
                 generation=2,
                 replicas=2,
                 manifest_digest=b"\x0a" * 32,
-                sealed_manifest=b"sealed",
+                sealed_digest=bytes(32),
                 **when,
             ),
             owner,

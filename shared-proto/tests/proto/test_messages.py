@@ -220,8 +220,8 @@ BAD: list[tuple[str, str, Any]] = [
     ("award", "ordinals", (1,)),
     ("award", "ordinals", [0, 1]),
     ("award", "generation", -1),
-    ("award", "sealed_manifest", b""),
-    ("award", "sealed_manifest", b"\0" * (1024 * 1024 + 8 * 1024 + 1)),
+    ("award", "sealed_digest", b""),
+    ("award", "sealed_digest", b"\0" * 33),
     ("event", "event_type", "Deployed"),
     ("event", "reason", "line\nbreak"),
     ("event", "reason", "\x1b[31m"),
@@ -312,5 +312,5 @@ def test_replay_ids_differ_by_type_and_subject(samples: Samples) -> None:
 def test_reprs_are_short_and_hold_no_manifest(samples: Samples) -> None:
     for message in samples.values():
         assert "signature" not in repr(message)
-    assert "sealed" not in repr(samples["award"])
+    assert "manifest=" not in repr(samples["workload"])
     assert "<later>" in repr(attrs.evolve(samples["bid"], extra={"later": 1}))

@@ -17,7 +17,7 @@ import pytest
 
 import magik_proto
 from magik_proto import codec, signing, wire
-from magik_proto.awards import open_award
+from magik_proto.awards import Delivery, open_award
 from magik_proto.bidder import (
     AwardReceived,
     AwardRepeated,
@@ -250,7 +250,8 @@ def test_awards_opened() -> None:
     key = SealingKey.from_seed(bytes.fromhex(vector["sealing_seed"]))
     for row in vector["opened"]:
         award = decode_as(Award, bytes.fromhex(row["award"]))
-        assert rule_of(lambda a=award: open_award(a, key)) == row["rule"], row["what"]
+        delivery = Delivery(award, bytes.fromhex(row["sealed"]))
+        assert rule_of(lambda d=delivery: open_award(d, key)) == row["rule"], row["what"]
 
 
 def test_texts() -> None:
@@ -260,7 +261,12 @@ def test_texts() -> None:
 
 
 def test_streams_and_calls() -> None:
-    readers = {"request": Request.from_value, "response": Response.from_value, "gossip": parse_frame}
+    readers = {
+        "request": Request.from_value,
+        "response": Response.from_value,
+        "gossip": parse_frame,
+        "delivery": Delivery.from_body,
+    }
     for row in load("rpc.json")["streams"]:
         assert rule_of(lambda r=row: _stream(bytes.fromhex(r["bytes"]))) == row["rule"], row["what"]
     for row in load("rpc.json")["calls"]:

@@ -12,6 +12,7 @@ from magik_proto import signing, wire
 from magik_proto.errors import LocalProtocolError, RemoteProtocolError
 from magik_proto.identity import Identity
 from magik_proto.messages import Requirements, Tender, decode_as, decode_message, encode_message
+from magik_proto.records import decode_record
 from magik_proto.wire import SignedMessage
 
 Samples = dict[str, SignedMessage]
@@ -42,8 +43,8 @@ def test_a_change_forgets_the_digest(samples: Samples, owner: Identity) -> None:
 def test_a_signature_inside_a_value_does_not_mislead(samples: Samples, owner: Identity) -> None:
     """Bytes that look like the signature's entry: the digest is left to encoding again."""
     trap = b"\x69signature\x58\x40" + bytes(64)
-    award = signing.sign(attrs.evolve(samples["award"], sealed_manifest=trap), owner)
-    back = decode_message(encode_message(award))
+    workload = signing.sign(attrs.evolve(samples["workload"], manifest=trap), owner)
+    back = decode_record(encode_message(workload))
     assert back.digest_read is None
     signing.verify(back)
 

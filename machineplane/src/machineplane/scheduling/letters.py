@@ -5,7 +5,7 @@ from uuid import UUID
 
 from attrs import frozen
 
-from magik_proto.awards import seal_workload
+from magik_proto.awards import Delivery, digest_of, seal_workload
 from magik_proto.bidder import MakeBid
 from magik_proto.identity import Identity, PeerId
 from magik_proto.messages import Award, Bid, Event, EventType, Requirements, Tender
@@ -65,8 +65,9 @@ class Writer:
         )
         return sign(bid, self.identity)
 
-    def award(self, bid: Bid, workload: Workload, replicas: int, ordinals: tuple[int, ...]) -> Award:
+    def award(self, bid: Bid, workload: Workload, replicas: int, ordinals: tuple[int, ...]) -> Delivery:
         """Raises RemoteProtocolError where nothing can be sealed to the bid's key."""
+        sealed = seal_workload(workload, bid.sealing_key)
         award = Award(
             tender_id=bid.tender_id,
             owner_identity=self.identity.peer_id,
@@ -78,11 +79,11 @@ class Writer:
             replicas=replicas,
             ordinals=tuple(ordinals),
             manifest_digest=workload.digest,
-            sealed_manifest=seal_workload(workload, bid.sealing_key),
+            sealed_digest=digest_of(sealed),
             timestamp=self.wall(),
             nonce=new_nonce(),
         )
-        return sign(award, self.identity)
+        return Delivery(sign(award, self.identity), sealed)
 
     def event(self, award: Award, kind: EventType, reason: str, pods: tuple[str, ...]) -> Event:
         """What became of an award. Characters that nobody can print are blanked in ``reason``."""

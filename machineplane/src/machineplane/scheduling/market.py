@@ -6,8 +6,8 @@ passed on by others), signed by that machine, its role, fresh and not seen befor
 peer and is logged, and nothing else happens; so nobody can use up another machine's share of the replay window.
 """
 
-from collections.abc import Awaitable, Callable, Iterable
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from typing import TypeVar
 from uuid import UUID, uuid4
 
@@ -18,7 +18,7 @@ from machineplane.scheduling.letters import Job, Writer
 from magik_mesh import Call, CallRefused, MeshError, Node, RpcFailed, Verdict
 from magik_proto import auction as a
 from magik_proto import bidder as b
-from magik_proto.awards import open_award
+from magik_proto.awards import Delivery, open_award
 from magik_proto.errors import RemoteProtocolError
 from magik_proto.identity import Identity, PeerId, SealingKey
 from magik_proto.messages import (
@@ -44,7 +44,7 @@ CALL_TIMEOUT_S = 5.0  # as the auction's award time-out: an answer later than th
 INBOX = 256  # events of one auction waiting to be taken in; at the limit the peers' calls wait
 
 Checked = Tender | Bid | Award | Event | Disposal
-M = TypeVar("M", Bid, Award, Event)
+M = TypeVar("M", Bid, Event)
 Deploy = Callable[[Award, Workload, bytes], Awaitable[list[str]]]
 
 
@@ -162,26 +162,26 @@ class Market:
     def _start_award(self, output: a.SendAward, workload: Workload) -> None:
         bid = output.bid
         try:
-            award = self._writer.award(bid, workload, output.replicas, output.ordinals)
+            delivery = self._writer.award(bid, workload, output.replicas, output.ordinals)
         except RemoteProtocolError as error:  # a sealing key to which nothing can be sealed
             refused = a.AwardRefused(bid.node_id, str(error))
             self._nursery.start_soon(self._tell, bid.tender_id, refused)
         else:
-            self._nursery.start_soon(self._send_award, award)
+            self._nursery.start_soon(self._send_award, delivery)
 
-    async def _send_award(self, award: Award) -> None:
-        winner = award.winner
+    async def _send_award(self, delivery: Delivery) -> None:
+        winner = delivery.award.winner
         try:
             if winner == self._identity.peer_id:
-                self._obey(award)
+                self._obey(delivery)
             else:
-                await self._node.call(winner, AWARD, encode_message(award), timeout=CALL_TIMEOUT_S)
+                await self._node.call(winner, AWARD, delivery.to_body(), timeout=CALL_TIMEOUT_S)
             event: a.AuctionEvent = a.AwardAccepted(winner)
         except (CallRefused, RpcFailed) as error:
             event = a.AwardRefused(winner, str(error))
         except MeshError as error:
             event = a.AwardUnreachable(winner, str(error))
-        await self._tell(award.tender_id, event)
+        await self._tell(delivery.award.tender_id, event)
 
     async def _decline(self, node: PeerId, tender_id: UUID, round: int) -> None:
         if node == self._identity.peer_id:
@@ -261,10 +261,11 @@ class Market:
         except MeshError as error:
             self._log.info("bid-lost", owner=str(offer.owner), error=str(error))
 
-    def _obey(self, award: Award) -> None:
+    def _obey(self, delivery: Delivery) -> None:
         """Start to deploy what we bid for; raises CallRefused with the reason not to."""
+        award = delivery.award
         try:
-            workload = open_award(award, self._sealing_key)
+            workload = open_award(delivery, self._sealing_key)
         except RemoteProtocolError as error:
             raise CallRefused(error.rule, error.detail) from error
         for output in self._bidder_takes(b.AwardReceived(award)):
@@ -307,16 +308,25 @@ class Market:
 
     def _checked(self, cls: type[M], call: Call, role: str) -> M:
         """The call's message if it is the caller's own, well-formed, signed, allowed and fresh; else CallRefused."""
-        try:
+        with self._refusing(call):
             message = decode_as(cls, call.body if isinstance(call.body, bytes) else b"")
-            if message.signer != call.peer:
-                detail = f"signed by {message.signer}, sent by {call.peer}"
-                raise RemoteProtocolError("message.not-the-sender", detail)
-            self._check(message, call.roles, role)
+            self._check_sent(message, call, role)
+        return message
+
+    @contextmanager
+    def _refusing(self, call: Call) -> Iterator[None]:
+        """What is found wrong within is the answer to the call."""
+        try:
+            yield
         except RemoteProtocolError as error:
             self._log.info("call-refused", peer=str(call.peer), rule=error.rule, detail=error.detail)
             raise CallRefused(error.rule, error.detail) from error
-        return message
+
+    def _check_sent(self, message: Checked, call: Call, role: str) -> None:
+        if message.signer != call.peer:
+            detail = f"signed by {message.signer}, sent by {call.peer}"
+            raise RemoteProtocolError("message.not-the-sender", detail)
+        self._check(message, call.roles, role)
 
     def _check(self, message: Checked, roles: frozenset[str], role: str) -> None:
         verify(message)
@@ -330,7 +340,10 @@ class Market:
         return {}
 
     async def _on_award(self, call: Call) -> object:
-        self._obey(self._checked(Award, call, "submit"))
+        with self._refusing(call):
+            delivery = Delivery.from_body(call.body)
+            self._check_sent(delivery.award, call, "submit")
+        self._obey(delivery)
         return {}
 
     async def _on_event(self, call: Call) -> object:

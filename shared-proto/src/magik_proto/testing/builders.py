@@ -88,7 +88,7 @@ def award(
         replicas=replicas,
         ordinals=ordinals,
         manifest_digest=digest,
-        sealed_manifest=b"sealed",
+        sealed_digest=DIGEST,
         timestamp=_TIMESTAMP,
         nonce=nonce,
     )

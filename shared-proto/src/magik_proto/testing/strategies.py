@@ -108,7 +108,7 @@ def _awards(draw: st.DrawFn) -> Award:
         replicas=len(ordinals) or draw(_counts),
         ordinals=ordinals,
         manifest_digest=draw(_digests),
-        sealed_manifest=draw(st.binary(min_size=1, max_size=256)),
+        sealed_digest=draw(_digests),
         timestamp=draw(_timestamps),
         nonce=draw(_nonces),
     )
