@@ -1,4 +1,4 @@
-"""A connection: a :class:`~trio_quic.core.Core` with the streams on it, driven by its endpoint's tasks.
+"""A connection: a :class:`~trio_quic.interface.Core` with the streams on it, driven by its endpoint's tasks.
 
 The endpoint calls ``feed`` and ``digest`` when datagrams have come, ``flush`` when there is something to send, and
 ``on_time`` when ``due`` has come.
@@ -10,8 +10,19 @@ from typing import Generic, Protocol, TypeVar, cast
 
 import trio
 
-from .core import Address, CidIssued, CidRetired, Core, CoreFault, Data, Datagram, Reset, Stopped, Termination
 from .errors import ConnectionClosed, ConnectionLost, HandshakeFailed, PeerRejected, QuicError
+from .interface import (
+    Address,
+    CidIssued,
+    CidRetired,
+    Core,
+    CoreFault,
+    Data,
+    Datagram,
+    Reset,
+    Stopped,
+    Termination,
+)
 from .limits import Limits
 from .stream import Stream
 from .tls import REJECTING_ALERTS

@@ -1,7 +1,4 @@
-"""The place that knows aioquic: its sans-IO core, held to our rules, behind a small interface.
-
-All else in this package sees :class:`Core` and the events below. Times are readings of one monotonic clock in
-seconds, passed in; datagrams go in and come out; nothing here waits.
+"""The place that knows aioquic: its sans-IO core, held to our rules, behind :mod:`trio_quic.interface`.
 
 Where aioquic's habits differ from ours, :class:`~trio_quic.hardened.HardenedConnection` and, on the hot path,
 :class:`~trio_quic.lean.LeanConnection` override them:
@@ -23,85 +20,26 @@ from aioquic.quic.connection import (
     QuicConnectionState,
     stream_is_client_initiated,
 )
-from aioquic.quic.packet import (
-    QuicErrorCode,
-)
 from aioquic.quic.stream import QuicStream
 
 from .errors import PeerRejected
-from .hardened import CoreConfig
+from .interface import (
+    Address,
+    CidIssued,
+    CidRetired,
+    CoreConfig,
+    CoreFault,
+    Data,
+    Datagram,
+    Event,
+    Reset,
+    Stopped,
+    Termination,
+)
 from .lean import LeanConnection
 from .tls import CertificateCheck, short_reason
 
-Address = tuple[str, int]
-Datagram = tuple[bytes, Address]
-
 _OVER = frozenset({QuicConnectionState.CLOSING, QuicConnectionState.DRAINING, QuicConnectionState.TERMINATED})
-
-
-class CoreFault(Exception):
-    """The core fell over a datagram or its own state. This connection cannot go on; others can."""
-
-
-@attrs.define
-class Data:
-    """Bytes of a stream, in order, each once. ``fin``: no more will come."""
-
-    stream_id: int
-    data: bytes
-    fin: bool
-
-
-@attrs.frozen
-class Reset:
-    """The peer abandoned its sending side of a stream."""
-
-    stream_id: int
-    code: int
-
-
-@attrs.frozen
-class Stopped:
-    """The peer wants no more of what we send on a stream."""
-
-    stream_id: int
-    code: int
-
-
-@attrs.frozen
-class CidIssued:
-    """Datagrams may from now on carry this connection id."""
-
-    cid: bytes
-
-
-@attrs.frozen
-class CidRetired:
-    """Datagrams will no longer carry this connection id."""
-
-    cid: bytes
-
-
-Event = Data | Reset | Stopped | CidIssued | CidRetired
-
-
-@attrs.frozen
-class Termination:
-    """How a connection ended. ``by`` is "us", "peer" or "silence"; ``code`` an application's if
-    ``application``.
-    """
-
-    by: str
-    code: int
-    reason: str
-    application: bool
-
-    @property
-    def alert(self) -> int | None:
-        """The TLS alert that ended the handshake, if one did (RFC 9001 §4.8)."""
-        if not self.application and 0 <= self.code - QuicErrorCode.CRYPTO_ERROR <= 0xFF:
-            return self.code - QuicErrorCode.CRYPTO_ERROR
-        return None
 
 
 @attrs.define
@@ -114,8 +52,8 @@ class _Account:
     """Nobody reads any more: whatever arrives is credited at once."""
 
 
-class Core:
-    """One connection's state machine. See the module's text for the rules that it keeps."""
+class AioquicCore:
+    """A :class:`~trio_quic.interface.Core` over aioquic. See the module's text for the rules that it keeps."""
 
     def __init__(
         self,

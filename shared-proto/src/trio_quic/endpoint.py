@@ -16,9 +16,9 @@ import trio
 from cryptography import x509
 
 from .connection import Connection
-from .core import Address, Core, Datagram
+from .core import AioquicCore
 from .errors import EndpointFull, HandshakeFailed
-from .hardened import CoreConfig
+from .interface import Address, Core, CoreConfig, Datagram, MakeCore
 from .limits import Limits
 from .strangers import (
     INVALID_TOKEN,
@@ -73,8 +73,10 @@ class Endpoint(Generic[T]):
         socket: DatagramSocket,
         config: CoreConfig,
         verify_peer: VerifyPeer[T],
+        core: MakeCore,
     ) -> None:
         self._socket = socket
+        self._make_core = core
         self._config = config
         self._limits = config.limits
         self._verify_peer = verify_peer
@@ -125,7 +127,7 @@ class Endpoint(Generic[T]):
         if self.connections >= self._limits.max_connections:
             raise EndpointFull(f"there are already {self.connections} connections")
         now = trio.current_time()
-        core = Core(self._config, verify_peer or self._verify_peer)
+        core = self._make_core(self._config, verify_peer or self._verify_peer)
         core.connect(address, now)
         connection = self._start(core, is_client=True, give_up_at=now + timeout)
         try:
@@ -337,7 +339,7 @@ class Endpoint(Generic[T]):
         self, data: bytes, cid: bytes, address: Address, now: float, proof: Proof | None
     ) -> Connection[Any]:
         """The server's side of a new connection."""
-        core = Core(
+        core = self._make_core(
             self._config,
             self._verify_peer,
             original_cid=cid if proof is None else proof.original_cid,
@@ -403,6 +405,7 @@ async def open_endpoint(
     verify_peer: VerifyPeer[T],
     limits: Limits | None = None,
     socket: DatagramSocket | None = None,
+    core: MakeCore = AioquicCore,
 ) -> AsyncIterator[Endpoint[T]]:
     """An endpoint on a UDP address of this machine (port 0: any free one), for connections in both
     directions.
@@ -414,7 +417,8 @@ async def open_endpoint(
 
     Leaving the context closes all connections, telling the peers, and ends all tasks, also when cancelled.
     Raises OSError if the address cannot be bound. ``socket`` replaces the UDP socket, for tests and other
-    transports.
+    transports. ``core`` is the QUIC state machine of its connections (:mod:`trio_quic.interface`); both ends of a
+    connection need the same.
     """
     limits = limits or Limits()
     if socket is None:
@@ -422,7 +426,7 @@ async def open_endpoint(
     config = CoreConfig(credentials, alpn, limits, _reset_key(credentials, socket.address))
     try:
         async with trio.open_nursery() as nursery:
-            endpoint = Endpoint(socket, config, verify_peer)
+            endpoint = Endpoint(socket, config, verify_peer, core)
             for task in (endpoint.receive, endpoint.transmit, endpoint.mind_the_time):
                 nursery.start_soon(task)
             try:

@@ -4,19 +4,14 @@ What is overridden are private methods, so the versions of aioquic that this wor
 override has a test that fails without it.
 """
 
-import hmac
-import os
-
-import attrs
 from aioquic._buffer import Buffer
 from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.connection import QuicConnection, QuicConnectionError, QuicReceiveContext
-from aioquic.quic.packet import STATELESS_RESET_TOKEN_SIZE, QuicErrorCode, QuicProtocolVersion
+from aioquic.quic.packet import QuicErrorCode, QuicProtocolVersion
 
-from .limits import Limits
-from .tls import CertificateCheck, Credentials, MutualContext
+from .interface import CID_LENGTH, CoreConfig, reset_token
+from .tls import CertificateCheck, MutualContext
 
-CID_LENGTH = 8
 VERSION = QuicProtocolVersion.VERSION_1
 
 # All that TLS says in one packet number space. Certificates of 50 KB would fit; ours have some hundred bytes.
@@ -27,37 +22,20 @@ MAX_CRYPTO_BYTES = 64 * 1024
 MAX_GAPS = 1024
 
 
-@attrs.frozen
-class CoreConfig:
-    """What all connections of an endpoint have in common."""
-
-    credentials: Credentials
-    alpn: str
-    limits: Limits
-    reset_key: bytes = attrs.field(factory=lambda: os.urandom(32), repr=False)
-    """From this the tokens are made by which a restarted endpoint disowns connections (RFC 9000 §10.3.2). The same
-    after a restart if a restart is to be noticed.
-    """
-
-    def quic(self, *, is_client: bool) -> QuicConfiguration:
-        """The same in aioquic's words."""
-        return QuicConfiguration(
-            alpn_protocols=[self.alpn],
-            certificate=self.credentials.certificate,
-            connection_id_length=CID_LENGTH,
-            idle_timeout=self.limits.idle_timeout,
-            is_client=is_client,
-            max_data=self.limits.connection_window,
-            max_datagram_size=self.limits.datagram_size,
-            max_stream_data=self.limits.stream_window,
-            private_key=self.credentials.private_key,
-            supported_versions=[VERSION],
-        )
-
-
-def reset_token(key: bytes, cid: bytes) -> bytes:
-    """The stateless reset token of one of our connection ids."""
-    return hmac.digest(key, cid, "sha256")[:STATELESS_RESET_TOKEN_SIZE]
+def quic_configuration(config: CoreConfig, *, is_client: bool) -> QuicConfiguration:
+    """What an endpoint's connections have in common, in aioquic's words."""
+    return QuicConfiguration(
+        alpn_protocols=[config.alpn],
+        certificate=config.credentials.certificate,
+        connection_id_length=CID_LENGTH,
+        idle_timeout=config.limits.idle_timeout,
+        is_client=is_client,
+        max_data=config.limits.connection_window,
+        max_datagram_size=config.limits.datagram_size,
+        max_stream_data=config.limits.stream_window,
+        private_key=config.credentials.private_key,
+        supported_versions=[VERSION],
+    )
 
 
 class HardenedConnection(QuicConnection):
@@ -71,7 +49,7 @@ class HardenedConnection(QuicConnection):
         retry_cid: bytes | None = None,
     ) -> None:
         super().__init__(
-            configuration=config.quic(is_client=original_cid is None),
+            configuration=quic_configuration(config, is_client=original_cid is None),
             original_destination_connection_id=original_cid,
             retry_source_connection_id=retry_cid,
         )

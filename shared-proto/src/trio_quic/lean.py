@@ -37,7 +37,8 @@ from aioquic.quic.recovery import MAX_ACK_RANGES, QuicPacketSpace
 from aioquic.quic.stream import FinalSizeError, QuicStream, StreamFinishedError
 from aioquic.tls import Epoch
 
-from .hardened import CID_LENGTH, MAX_GAPS, CoreConfig
+from .hardened import MAX_GAPS
+from .interface import CID_LENGTH, CoreConfig
 from .lean_send import LeanSender
 from .tls import CertificateCheck
 

@@ -18,7 +18,8 @@ from aioquic.quic.recovery import QuicPacketSpace
 from aioquic.quic.stream import QuicStream, QuicStreamSender
 from aioquic.tls import Epoch
 
-from .hardened import CoreConfig, HardenedConnection
+from .hardened import HardenedConnection
+from .interface import CoreConfig
 from .recovery import LeanRecovery
 from .tls import CertificateCheck
 

@@ -19,8 +19,8 @@ from aioquic.quic.packet import (
 from aioquic.quic.packet_builder import QuicPacketBuilder
 from aioquic.quic.retry import QuicRetryTokenHandler
 
-from .core import Address
-from .hardened import CID_LENGTH, VERSION, reset_token
+from .hardened import VERSION
+from .interface import CID_LENGTH, Address, reset_token
 
 INVALID_TOKEN = int(QuicErrorCode.INVALID_TOKEN)
 

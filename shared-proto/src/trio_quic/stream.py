@@ -4,8 +4,8 @@ from typing import Protocol
 
 import trio
 
-from .core import Core
 from .errors import StreamReset
+from .interface import Core
 
 Buffer = bytes | bytearray | memoryview
 

@@ -17,7 +17,7 @@ from collections.abc import Callable
 import attrs
 import trio
 
-from .core import Address, Datagram
+from .interface import Address, Datagram
 
 Tap = Callable[[bytes, Address, Address], bytes | None]
 

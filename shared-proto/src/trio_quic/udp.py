@@ -5,7 +5,7 @@ from typing import Protocol
 
 import trio
 
-from .core import Address, Datagram
+from .interface import Address, Datagram
 
 # Datagrams taken in before the tasks that they concern run: a guess, about one congestion window.
 MAX_BATCH = 64
