@@ -116,9 +116,15 @@ def bench(session: nox.Session) -> None:
 
 @nox.session
 def simulate(session: nox.Session) -> None:
-    """The seeded simulations with many more seeds than the tests use: `nox -s simulate -- --seeds 3000`."""
+    """Long simulations: `nox -s simulate -- leadership --schedules 1000000 --seed 1`; the last line is JSON.
+
+    `-- --seeds 3000` runs the simulations among the tests with many more seeds than the tests use.
+    """
     _install_all(session)
     args = list(session.posargs)
+    if args and not args[0].startswith("-"):
+        session.run("python", "shared-proto/simulate", *args)
+        return
     seeds = args[args.index("--seeds") + 1] if "--seeds" in args else "1000"
     session.run("pytest", "shared-proto/tests/machines/sim", "-q", env={"MAGIK_SIM_SEEDS": seeds})
 

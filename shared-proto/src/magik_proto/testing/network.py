@@ -4,13 +4,16 @@ An `Actor` is what a driver is in the daemons: it owns one machine or several an
 messages. The network delivers messages late, out of order, twice or not at all; partitions, skewed and
 drifting clocks, and crashes with amnesia are the caller's to order.  The same seed and the same calls give
 the same run.
+
+What is queued is a plain tuple, and hosts are found once for each message: with actors that do nothing a
+core does some hundred thousand events a second (`benchmarks/simulator.py` says how many).
 """
 
 from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Iterable
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import attrs
 
@@ -19,8 +22,7 @@ from magik_proto.identity import PeerId
 from magik_proto.testing.seeded import SeededRandom
 
 
-@attrs.frozen
-class Send:
+class Send(NamedTuple):
     """A message for another actor.  A `reliable` one is repeated by the transport: where the network would
     lose it, it comes later; only crashes and partitions lose it.
     """
@@ -40,6 +42,14 @@ class Actor(Protocol):
     def poll(self, now: float) -> list[Send]: ...
 
     def next_timeout(self) -> float | None: ...
+
+
+class Chance(Protocol):
+    """Where the network's luck comes from; `SeededRandom` and `random.Random(seed)` are such."""
+
+    def getrandbits(self, k: int, /) -> int: ...
+
+    def random(self) -> float: ...
 
 
 ActorT = TypeVar("ActorT", bound=Actor)
@@ -66,14 +76,21 @@ class Stats:
     duplicated: int = 0
     wakeups: int = 0
 
+    @property
+    def events(self) -> int:
+        """What actors were called for."""
+        return self.delivered + self.wakeups
 
-@attrs.define
+
+@attrs.define(eq=False)
 class _Host(Generic[ActorT]):
+    peer: PeerId
     factory: Callable[[], ActorT]
     actor: ActorT | None = None
     life: int = 0  # counts incarnations, so that nothing meant for one reaches the next
     skew_s: float = 0.0
     drift: float = 0.0
+    group: int = 0  # of the partition
     wakeup: float | None = None  # the earliest that is queued, in network time
 
     def clock(self, now: float) -> float:
@@ -85,19 +102,20 @@ class _Host(Generic[ActorT]):
 
 class Network(Generic[ActorT]):
     """The simulator.  `now` is network time, from 0; nothing happens outside `run`, `add`, `restart` and
-    `act`.
+    `act`. `chance` is where its luck comes from, by default a `SeededRandom` of `seed`.
     """
 
-    def __init__(self, seed: int, conditions: Conditions | None = None) -> None:
+    def __init__(self, seed: int, conditions: Conditions | None = None, chance: Chance | None = None) -> None:
         self.seed = seed
         self.now = 0.0
         self.conditions = conditions or Conditions()
         self.stats = Stats()
-        self.rng = SeededRandom(seed)
+        self.rng: Chance = chance or SeededRandom(seed)
         self._hosts: dict[PeerId, _Host[ActorT]] = {}
-        self._queue: list[tuple[float, int, Callable[[], None]]] = []
+        # (when, number, to whom, in which life, from whom, what); a wake-up is from nobody.  What is due at
+        # one time happens in the order of the numbers, which are those of queueing.
+        self._queue: list[tuple[float, int, _Host[ActorT], int, _Host[ActorT] | None, Any]] = []
         self._count = 0
-        self._group: dict[PeerId, int] = {}
 
     def add(
         self, peer: PeerId, factory: Callable[[], ActorT], *, skew_s: float = 0.0, drift: float = 0.0
@@ -105,7 +123,7 @@ class Network(Generic[ActorT]):
         """Put an actor on the network and start it; its clock reads `now * (1 + drift) + skew_s`."""
         if peer in self._hosts or drift <= -1:
             raise LocalProtocolError(f"{peer} is on the network already, or its clock runs backwards")
-        self._hosts[peer] = _Host(factory, skew_s=skew_s, drift=drift)
+        self._hosts[peer] = _Host(peer, factory, skew_s=skew_s, drift=drift)
         return self.restart(peer)
 
     def restart(self, peer: PeerId) -> ActorT:
@@ -114,7 +132,7 @@ class Network(Generic[ActorT]):
         if host.actor is not None:
             raise LocalProtocolError(f"{peer} is alive: crash it first")
         host.actor = actor = host.factory()
-        self._carry_out(peer, actor.start(host.clock(self.now)))
+        self._carry_out(host, actor, actor.start(host.clock(self.now)))
         return actor
 
     def crash(self, peer: PeerId) -> None:
@@ -136,82 +154,84 @@ class Network(Generic[ActorT]):
         """Let an actor do something now, as its user would: `action(actor, its clock)`."""
         host = self._hosts[peer]
         if host.actor is not None:
-            self._carry_out(peer, action(host.actor, host.clock(self.now)))
+            self._carry_out(host, host.actor, action(host.actor, host.clock(self.now)))
 
     def partition(self, *groups: Iterable[PeerId]) -> None:
         """Only actors of one group reach each other; those that are not named form a group of their own."""
-        self._group = {peer: index for index, group in enumerate(groups, 1) for peer in group}
+        self.heal()
+        for index, group in enumerate(groups, 1):
+            for peer in group:
+                self._hosts[peer].group = index
 
     def heal(self) -> None:
-        self._group = {}
+        for host in self._hosts.values():
+            host.group = 0
 
     def run(self, until: float) -> None:
         """Let everything happen that happens up to a point in network time."""
-        while self._queue and self._queue[0][0] <= until:
-            self.now, _, action = heapq.heappop(self._queue)
-            action()
+        queue = self._queue
+        while queue and queue[0][0] <= until:
+            self.now, _, host, life, source, message = heapq.heappop(queue)
+            actor = host.actor
+            if source is None:
+                self._wake(host, life)
+            elif actor is None or host.life != life or host.group != source.group:
+                self.stats.lost += 1
+            else:
+                self.stats.delivered += 1
+                self._carry_out(host, actor, actor.receive(source.peer, message, host.clock(self.now)))
         self.now = max(self.now, until)
 
     # -- inside ------------------------------------------------------------------------------------
 
-    def _at(self, when: float, action: Callable[[], None]) -> None:
-        self._count += 1  # what is due at one time happens in the order of queueing
-        heapq.heappush(self._queue, (max(when, self.now), self._count, action))
+    def _carry_out(self, host: _Host[ActorT], actor: ActorT, sends: list[Send]) -> None:
+        if sends:
+            self._transmit(host, sends)
+        reading = actor.next_timeout()
+        if reading is not None and host.actor is actor:
+            when = max(host.network_time(reading), self.now)
+            if host.wakeup is None or when < host.wakeup:
+                host.wakeup = when
+                self._at(when, host, None, None)
 
-    def _carry_out(self, peer: PeerId, sends: list[Send]) -> None:
-        for send in sends:
-            self._transmit(peer, send)
-        self._plan_wakeup(peer)
+    def _at(self, when: float, host: _Host[ActorT], source: _Host[ActorT] | None, message: Any) -> None:
+        self._count += 1
+        heapq.heappush(self._queue, (when, self._count, host, host.life, source, message))
 
-    def _transmit(self, source: PeerId, send: Send) -> None:
-        self.stats.sent += 1
-        delay = self._delay()
-        while self.rng.random() < self.conditions.loss:
-            if not send.reliable:
+    def _transmit(self, source: _Host[ActorT], sends: list[Send]) -> None:
+        conditions, chance = self.conditions, self.rng.random
+        latency, jitter, loss = conditions.latency_s, conditions.jitter_s, conditions.loss
+        self.stats.sent += len(sends)
+        for to, message, reliable in sends:
+            host = self._hosts.get(to)
+            if host is None:
                 self.stats.lost += 1
-                return
-            delay += self.conditions.repeat_s
-        self._queue_delivery(source, send, delay)
-        if not send.reliable and self.rng.random() < self.conditions.duplication:
-            self.stats.duplicated += 1
-            self._queue_delivery(source, send, self._delay())
+                continue
+            when = self.now + latency + jitter * chance()
+            if loss and (when := self._late(when, loss, reliable)) < 0:
+                continue
+            self._at(when, host, source, message)
+            if conditions.duplication and not reliable and chance() < conditions.duplication:
+                self.stats.duplicated += 1
+                self._at(self.now + latency + jitter * chance(), host, source, message)
 
-    def _delay(self) -> float:
-        return self.conditions.latency_s + self.rng.random() * self.conditions.jitter_s
+    def _late(self, when: float, loss: float, reliable: bool) -> float:
+        """When a message arrives that may be lost on its way; -1 if it is."""
+        while self.rng.random() < loss:
+            if not reliable:
+                self.stats.lost += 1
+                return -1.0
+            when += self.conditions.repeat_s
+        return when
 
-    def _queue_delivery(self, source: PeerId, send: Send, delay: float) -> None:
-        host = self._hosts.get(send.to)
-        life = host.life if host is not None else 0
-        self._at(self.now + delay, lambda: self._deliver(source, send, life))
-
-    def _deliver(self, source: PeerId, send: Send, life: int) -> None:
-        host = self._hosts.get(send.to)
-        apart = self._group.get(source, 0) != self._group.get(send.to, 0)
-        if host is None or host.actor is None or host.life != life or apart:
-            self.stats.lost += 1
-            return
-        self.stats.delivered += 1
-        self._carry_out(send.to, host.actor.receive(source, send.message, host.clock(self.now)))
-
-    def _plan_wakeup(self, peer: PeerId) -> None:
-        host = self._hosts[peer]
-        reading = host.actor.next_timeout() if host.actor is not None else None
-        if reading is None:
-            return
-        when = max(host.network_time(reading), self.now)
-        if host.wakeup is None or when < host.wakeup:
-            host.wakeup = when
-            life = host.life
-            self._at(when, lambda: self._wake(peer, when, life))
-
-    def _wake(self, peer: PeerId, when: float, life: int) -> None:
-        host = self._hosts[peer]
-        if host.actor is None or host.life != life or host.wakeup != when:
+    def _wake(self, host: _Host[ActorT], life: int) -> None:
+        actor = host.actor
+        if actor is None or host.life != life or host.wakeup != self.now:
             return  # an earlier wake-up took its place
         host.wakeup = None
         self.stats.wakeups += 1
         clock = host.clock(self.now)
-        reading = host.actor.next_timeout()
+        reading = actor.next_timeout()
         if reading is not None and host.network_time(reading) <= self.now:
             clock = max(clock, reading)  # the way through network time rounds: never wake a moment too early
-        self._carry_out(peer, host.actor.poll(clock))
+        self._carry_out(host, actor, actor.poll(clock))

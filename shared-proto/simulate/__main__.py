@@ -1,0 +1,29 @@
+"""Long simulations by hand: ``python shared-proto/simulate NAME [options]``, or ``nox -s simulate -- NAME …``.
+
+    leadership  schedules of crashes, partitions and lost disks; counts overlapping leases and double votes
+
+Each takes ``--seed`` and prints one JSON object as its last line; ``NAME --help`` tells the rest.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+
+import leadership_runs
+
+SIMULATIONS: Mapping[str, Callable[[list[str]], int]] = {"leadership": leadership_runs.main}
+
+
+def main(arguments: list[str]) -> int:
+    if arguments[:1] in (["-h"], ["--help"]):
+        print(__doc__)
+        return 0
+    if not arguments or arguments[0] not in SIMULATIONS:
+        print(__doc__, file=sys.stderr)
+        return 2
+    return SIMULATIONS[arguments[0]](arguments[1:])
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

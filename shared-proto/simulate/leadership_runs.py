@@ -1,0 +1,102 @@
+"""Many short schedules of leadership, each from a seed of its own, over all cores.
+
+A seed that fails is printed, and replays alone by ``leadership --seed SEED --schedules 1``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Iterator
+from multiprocessing import get_context
+from time import monotonic
+
+import attrs
+
+from magik_proto.testing.elections import Schedule, double_votes, overlaps, voters_of
+
+BATCH = 200  # schedules for which a process is asked at once
+
+
+@attrs.define
+class Counts:
+    """What came out of some schedules."""
+
+    schedules: int = 0
+    overlaps: int = 0
+    double_votes: int = 0
+    leaders: int = 0  # leases under different tokens: that something was tried at all
+    votes: int = 0
+    events: int = 0
+    failed: list[int] = attrs.field(factory=list)  # seeds
+
+    def add(self, other: Counts) -> None:
+        for field in attrs.fields(Counts):
+            setattr(self, field.name, getattr(self, field.name) + getattr(other, field.name))
+
+
+def run_batch(task: tuple[int, int, int, int]) -> Counts:
+    """The schedules of `count` seeds from `first`."""
+    first, count, seconds, per_second = task
+    counts = Counts()
+    for seed in range(first, first + count):
+        counts.add(run_one(seed, seconds, per_second))
+    return counts
+
+
+def run_one(seed: int, seconds: int, per_second: int) -> Counts:
+    schedule = Schedule(seed, voters_of(seed))
+    schedule.run(seconds, per_second)
+    world = schedule.world
+    wrong, twice = len(overlaps(world.leases)), len(double_votes(world))
+    return Counts(
+        schedules=1,
+        overlaps=wrong,
+        double_votes=twice,
+        leaders=len({lease.token for lease in world.leases}),
+        votes=len(world.votes),
+        events=schedule.network.stats.events,
+        failed=[seed] if wrong or twice else [],
+    )
+
+
+def _tasks(options: argparse.Namespace) -> Iterator[tuple[int, int, int, int]]:
+    end = options.seed + options.schedules
+    for first in range(options.seed, end, BATCH):
+        yield first, min(BATCH, end - first), options.seconds, options.per_second
+
+
+def main(arguments: list[str]) -> int:
+    """Run them, print what came out; 1 if anything overlapped or voted twice."""
+    options = _options(arguments)
+    total, begin = Counts(), monotonic()
+    with get_context("spawn").Pool(options.jobs) as pool:
+        for counts in pool.imap_unordered(run_batch, _tasks(options)):
+            total.add(counts)
+            for seed in counts.failed:
+                print(f"FAILED: replay with leadership --seed {seed} --schedules 1", flush=True)
+    passed = monotonic() - begin
+    figures = attrs.asdict(total) | {"failed": sorted(total.failed)[:100], "seed": options.seed}
+    figures |= {"seconds_each": options.seconds, "breaks_per_second": options.per_second}
+    figures |= {"wall_s": round(passed, 1), "ms_per_schedule": round(1000 * passed / total.schedules, 3)}
+    print(json.dumps(figures))
+    return 1 if total.failed else 0
+
+
+def _options(arguments: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="leadership", description=__doc__)
+    parser.add_argument("--schedules", type=int, default=10_000, help="how many; the seeds are consecutive")
+    parser.add_argument("--seed", type=int, default=0, help="the first seed")
+    parser.add_argument("--seconds", type=int, default=20, help="virtual time of each")
+    parser.add_argument("--per-second", type=int, default=2, help="how often something breaks")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes")
+    options = parser.parse_args(arguments)
+    if min(options.schedules, options.seconds, options.per_second, options.jobs) < 1:
+        parser.error("--schedules, --seconds, --per-second and --jobs are at least 1")
+    return options
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
