@@ -14,6 +14,7 @@ from typing import Any
 from uuid import UUID
 
 import cbor2
+import passes
 import refusals
 
 from magik_proto import codec, signing, wire
@@ -302,6 +303,7 @@ def membership() -> dict[str, Any]:
     revoked = root.revoke(1, NOW + 2000, invites=(invite.id,), random=lambda size: b"\x24" * size)
     return {
         "admissions": refusals.admissions(),
+        "passes": passes.passes(),
         "revocation_lists": refusals.revocation_lists(),
         "invites": refusals.invites(),
         "root_seed": root.seed().hex(),

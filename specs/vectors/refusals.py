@@ -85,7 +85,7 @@ def sealing() -> dict[str, Any]:
 # -- membership ------------------------------------------------------------------------------------
 
 
-def _delegation(root: RootKey = ROOT, signer: RootKey | None = None, **changes: Any) -> Delegation:
+def delegation_of(root: RootKey = ROOT, signer: RootKey | None = None, **changes: Any) -> Delegation:
     fields = {
         "root": root.peer_id, "delegate": INVITED.peer_id, "roles": ("run",), "issued": NOW, "nonce": 1,
         "expires": NOW + 3_600_000, "member_life_ms": 86_400_000, **changes,
@@ -95,7 +95,7 @@ def _delegation(root: RootKey = ROOT, signer: RootKey | None = None, **changes: 
     return unsigned.evolve(signature=identity.sign(signing.signed_bytes(unsigned)))
 
 
-def _member(
+def member_of(
     delegation: Delegation, signer: Identity = INVITED, *, forged: bool = False, **changes: Any
 ) -> bytes:
     fields = {
@@ -110,24 +110,24 @@ def _member(
 
 def admissions() -> list[dict[str, Any]]:
     """Who is admitted by a machine of the fabric, and why not."""
-    good = _delegation()
-    member = _member(good)
+    good = delegation_of()
+    member = member_of(good)
     early, late = {"issued": NOW - 30_001}, {"issued": NOW + 3_600_000, "expires": NOW + 3_600_001}
     rows: list[tuple[str, bytes, int, Revocations | None]] = [
         ("a member", member, NOW + 2000, None),
         ("nothing shown", b"", NOW + 2000, None),
         ("not a member", b"\xa0", NOW + 2000, None),
-        ("another fabric's", _member(_delegation(OTHER_ROOT)), NOW + 2000, None),
-        ("another machine's", _member(good, peer=STRANGER.peer_id), NOW + 2000, None),
+        ("another fabric's", member_of(delegation_of(OTHER_ROOT)), NOW + 2000, None),
+        ("another machine's", member_of(good, peer=STRANGER.peer_id), NOW + 2000, None),
         ("revoked", member, NOW + 2000, ROOT.revoke(1, NOW, peers=(NODE.peer_id,), random=bytes)),
         ("of a revoked invite", member, NOW + 2000, ROOT.revoke(1, NOW, invites=(INVITED.peer_id,), random=bytes)),
-        ("an invite signed by another root", _member(_delegation(signer=OTHER_ROOT)), NOW + 2000, None),
-        ("signed by a key that was not invited", _member(good, STRANGER), NOW + 2000, None),
-        ("a signature that is none", _member(good, forged=True), NOW + 2000, None),
-        ("more roles than the invite gives", _member(good, roles=("run", "submit")), NOW + 2000, None),
-        ("dated before the invite", _member(good, **early), NOW + 2000, None),
-        ("dated after the invite", _member(good, **late), NOW + 3_600_000, None),
-        ("longer than the invite allows", _member(good, expires=NOW + 1000 + 86_400_001), NOW + 2000, None),
+        ("an invite signed by another root", member_of(delegation_of(signer=OTHER_ROOT)), NOW + 2000, None),
+        ("signed by a key that was not invited", member_of(good, STRANGER), NOW + 2000, None),
+        ("a signature that is none", member_of(good, forged=True), NOW + 2000, None),
+        ("more roles than the invite gives", member_of(good, roles=("run", "submit")), NOW + 2000, None),
+        ("dated before the invite", member_of(good, **early), NOW + 2000, None),
+        ("dated after the invite", member_of(good, **late), NOW + 3_600_000, None),
+        ("longer than the invite allows", member_of(good, expires=NOW + 1000 + 86_400_001), NOW + 2000, None),
         ("more than the skew in the future", member, NOW + 1000 - 30_001, None),
         ("within the skew", member, NOW + 1000 - 30_000, None),
         ("expired", member, NOW + 60_000, None),
@@ -167,17 +167,17 @@ def revocation_lists() -> list[dict[str, Any]]:
 def invites() -> list[dict[str, str]]:
     """Texts that are no invites."""
     forged = {
-        "magik": "invite/1", "delegation": encode_message(_delegation(signer=OTHER_ROOT)),
+        "magik": "invite/1", "delegation": encode_message(delegation_of(signer=OTHER_ROOT)),
         "seed": INVITED.seed(), "bootstrap": [],
     }  # fmt: skip
-    other_key = {**forged, "delegation": encode_message(_delegation()), "seed": bytes(32)}
+    other_key = {**forged, "delegation": encode_message(delegation_of()), "seed": bytes(32)}
     texts = {
         "no prefix": "magik-invite-2.oA",
         "no base64": INVITE_PREFIX + "!!",
         "no map": INVITE_PREFIX + "AA",
         "not signed by its root": _invite(forged),
         "another key than the delegate's": _invite(other_key),
-        "no address": _invite({**forged, "delegation": encode_message(_delegation()), "bootstrap": ["x"]}),
+        "no address": _invite({**forged, "delegation": encode_message(delegation_of()), "bootstrap": ["x"]}),
     }
     return [
         {"what": w, "text": text, "rule": rule_of(lambda t=text: Invite.parse(t))}

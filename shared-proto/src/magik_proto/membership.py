@@ -132,8 +132,12 @@ class MembershipPolicy:
         self._revoked_invites = frozenset(revocations.invites)
         return True
 
+    def is_revoked(self, peer: PeerId) -> bool:
+        """Whether the root has revoked this machine itself (not its invite)."""
+        return peer in self._revoked_peers
+
     def _check_revoked(self, member: Member) -> None:
-        if member.peer in self._revoked_peers:
+        if self.is_revoked(member.peer):
             raise MembershipError("membership.revoked", f"{member.peer} was revoked by the fabric's root")
         if member.delegate in self._revoked_invites:
             detail = f"{member.peer} joined by the invite {member.delegate}, which the root revoked"

@@ -67,6 +67,9 @@ def test_all_members_and_lists_that_are_read_at_all() -> None:
     for row in MEMBERSHIP["admissions"]:
         readable = row["rule"] not in ("membership.missing", "membership.malformed")
         assert fits("member", bytes.fromhex(row["member"])) == readable, row["what"]
+    for row in MEMBERSHIP["passes"]:
+        readable = row["rule"] not in ("pass.missing", "pass.malformed")
+        assert fits("pass", bytes.fromhex(row["pass"])) == readable, row["what"]
     assert all(
         fits("revocations", bytes.fromhex(row["revocations"])) for row in MEMBERSHIP["revocation_lists"]
     )

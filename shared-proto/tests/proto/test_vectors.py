@@ -35,6 +35,7 @@ from magik_proto.gossip_frames import parse_frame
 from magik_proto.identity import BootstrapPeer, Identity, PeerId, SealingKey, seal, verify_signature
 from magik_proto.membership import Invite, MembershipError, MembershipPolicy, Revocations, RootKey
 from magik_proto.messages import Award, Bid, ResourceId, Tender, decode_as, decode_message, encode_message
+from magik_proto.passes import PassPolicy
 from magik_proto.placement import MachineFacts, choose_winners
 from magik_proto.records import decode_record
 from magik_proto.replay import ReplayFilter
@@ -170,6 +171,19 @@ def test_admissions(row: Any) -> None:
     assert rule_of(lambda: policy.admit(peer, member, row["now"])) == row["rule"]
 
 
+@pytest.mark.parametrize("row", load("membership.json")["passes"], ids=lambda row: row["what"])
+def test_passes(row: Any) -> None:
+    membership = MembershipPolicy(PeerId.parse(load("membership.json")["root"]))
+    if "revocations" in row:
+        membership.revoke(decode_as(Revocations, bytes.fromhex(row["revocations"])))
+    judge, peer, shown = (
+        PassPolicy(membership, "default"),
+        PeerId.parse(row["peer"]),
+        bytes.fromhex(row["pass"]),
+    )
+    assert rule_of(lambda: judge.admit(peer, shown, row["now"])) == row["rule"]
+
+
 def test_revocation_lists_and_invites() -> None:
     vector = load("membership.json")
     policy = MembershipPolicy(PeerId.parse(vector["root"]))
@@ -283,9 +297,7 @@ def _stream(data: bytes) -> None:
 def test_every_refusal_has_a_vector() -> None:
     """Each rule that is written in the package's source is the answer of some vector."""
     source = "".join(path.read_text() for path in Path(magik_proto.__file__).parent.glob("*.py"))
-    families = (
-        "codec|message|signature|seal|identity|award|replay|freshness|membership|rpc|clock|gossip|leadership"
-    )
+    families = "codec|message|signature|seal|identity|award|replay|freshness|membership|pass|rpc|clock|gossip|leadership"
     rules = set(re.findall(rf'"((?:{families})\.[a-z-]+)"', source))
     shown = "".join(path.read_text() for path in FOLDER.glob("*.json"))
     without_bytes = {"leadership.not-a-replica"}  # its messages have no wire form yet
