@@ -1,15 +1,15 @@
-"""Kademlia: who is near what, and how to find out (Maymounkov and Mazières, 2002).
+"""Kademlia's space and routing table: who is near what (Maymounkov and Mazières, 2002).
 
 A peer's position is the SHA-256 of its id, so that a key, which is a hash of a name, and a peer are points
 of the same space; the distance of two positions is their XOR.  All here is decided from peer ids, answers
-and the time.
+and the time.  How to find out more is `magik_proto.lookup`; how it is used, `magik_proto.dht`.
 """
 
 from __future__ import annotations
 
-import enum
 import hashlib
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Iterator
 
 import attrs
 
@@ -17,8 +17,11 @@ from magik_proto.errors import LocalProtocolError
 from magik_proto.identity import PeerId
 
 BITS = 256
+SPACE = 1 << BITS
 K = 20  # protocol.md "DHT refresh": bucket size, and how many peers a lookup ends with
 ALPHA = 3  # likewise: queries under way at once
+MAX_ADDRESSES = 4  # of one contact: two networks, each with IPv4 and IPv6 (guess)
+CROWD = 2  # peers of one network whose places in a full bucket are not at a newcomer's disposal (guess)
 
 
 def key_of(name: bytes) -> bytes:
@@ -41,218 +44,223 @@ def closest(peers: Iterable[PeerId], key: bytes, n: int) -> list[PeerId]:
     return sorted(set(peers), key=lambda peer: distance(position(peer), key))[:n]
 
 
-# -- the routing table -----------------------------------------------------------------------------
+@attrs.frozen(eq=False, repr=False)
+class Contact:
+    """A peer and where to reach it: at most `MAX_ADDRESSES` of ``ip:port``, the best first.
 
-
-@attrs.frozen
-class PeerSeen:
-    """A peer said something of its own accord, or was heard of by someone who is believed."""
-
-    peer: PeerId
-
-
-@attrs.frozen
-class PingAnswered:
-    peer: PeerId
-
-
-@attrs.frozen
-class PeerFailed:
-    """A peer did not answer, or left."""
+    Immutable and compared by identity, so that many tables can share one; `place` is the position as a
+    number.
+    """
 
     peer: PeerId
+    addrs: tuple[str, ...] = ()
+    place: int = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        object.__setattr__(self, "place", int.from_bytes(position(self.peer), "big"))
+
+    @property
+    def network(self) -> str:
+        """What a crowd of identities on one computer has in common: the IP address; empty if none is
+        told."""
+        return self.addrs[0].rpartition(":")[0] if self.addrs else ""
+
+    def __repr__(self) -> str:
+        return f"Contact({self.peer.short}, {', '.join(self.addrs)})"
 
 
-TableEvent = PeerSeen | PingAnswered | PeerFailed
-
-
-@attrs.frozen
-class Ping:
-    """Ask whether the peer is there, then say `PingAnswered` or `PeerFailed`; silence counts as failure."""
-
-    peer: PeerId
-
-
-@attrs.define
 class _Bucket:
-    peers: dict[PeerId, None] = attrs.field(factory=dict)  # least recently seen first
-    waiting: PeerId | None = None  # takes the place of `pinged` if that is gone
-    pinged: PeerId | None = None
-    deadline: float = 0.0
+    """At most k peers of one distance, the least recently seen first, and one that waits for a place."""
+
+    __slots__ = ("peers", "pinged", "waiting")
+
+    def __init__(self) -> None:
+        self.peers: list[Contact] = []
+        self.waiting: Contact | None = None  # takes the place of `pinged` if that does not answer
+        self.pinged: PeerId | None = None
+
+    def find(self, peer: PeerId) -> Contact | None:
+        """The bucket's contact for a peer."""
+        return next((contact for contact in self.peers if contact.peer == peer), None)
 
 
 class RoutingTable:
     """At most `k` peers for each of 256 distances; the longest known live ones stay.
 
-    A new peer for a full bucket waits until the least recently seen one has been pinged: if that answers,
-    the new one is dropped.  While one waits, further new ones are dropped.
+    Only peers that have proved themselves belong here; whether they have is the caller's to know.  A new
+    peer for a full bucket waits until the least recently seen one has been asked: if that answers, the new
+    one is dropped.  While one waits, further new ones are dropped.  A peer that failed is kept as *stale*
+    as long as nobody wants its place: it is told to nobody, and serves to find the others again after a
+    partition.  A full bucket that is crowded by one network gives a place of that network to a newcomer
+    of another.
     """
 
-    def __init__(self, own: PeerId, k: int = K, *, ping_timeout_s: float = 5.0) -> None:
+    def __init__(self, own: PeerId, k: int = K) -> None:
         self._own = own
-        self._place = position(own)
+        self._place = Contact(own).place
         self._k = k
-        self._ping_timeout_s = ping_timeout_s
         self._buckets: dict[int, _Bucket] = {}
+        self._stale: dict[PeerId, None] = {}
+        self._count = 0
 
     def __len__(self) -> int:
-        return sum(len(bucket.peers) for bucket in self._buckets.values())
+        """How many live peers are held."""
+        return self._count - len(self._stale)
 
     def __contains__(self, peer: PeerId) -> bool:
+        return self.get(peer) is not None
+
+    def get(self, peer: PeerId) -> Contact | None:
+        """The contact held for a peer, stale or not."""
         bucket = self._buckets.get(self.bucket_of(peer))
-        return bucket is not None and peer in bucket.peers
+        return None if bucket is None else bucket.find(peer)
+
+    def is_stale(self, peer: PeerId) -> bool:
+        """Whether a peer is held though it failed."""
+        return peer in self._stale
 
     def bucket_of(self, peer: PeerId) -> int:
         """0 for the half of the space that is farthest, up to 255; -1 for the own id."""
-        return BITS - distance(self._place, position(peer)).bit_length() if peer != self._own else -1
+        return self._index(Contact(peer).place)
 
-    def closest(self, key: bytes, n: int | None = None) -> list[PeerId]:
-        """The known peers nearest to a position, at most `n` (k)."""
-        known = (peer for bucket in self._buckets.values() for peer in bucket.peers)
-        return closest(known, key, self._k if n is None else n)
+    @property
+    def depth(self) -> int:
+        """The index of the nearest bucket that holds anyone; -1 for an empty table."""
+        return max((index for index, bucket in self._buckets.items() if bucket.peers), default=-1)
 
-    def next_timeout(self) -> float | None:
-        """When a ping is given up; None: none is under way."""
-        deadlines = [bucket.deadline for bucket in self._buckets.values() if bucket.pinged is not None]
-        return min(deadlines, default=None)
+    def all(self) -> Iterator[Contact]:
+        """All live peers, the farthest first."""
+        for index in sorted(self._buckets):
+            yield from (c for c in self._buckets[index].peers if c.peer not in self._stale)
 
-    def receive(self, event: TableEvent, now: float) -> list[Ping]:
-        """Take one event in; the own id is a LocalProtocolError."""
-        if event.peer == self._own:
+    def stale(self) -> tuple[PeerId, ...]:
+        """All stale peers, the longest stale first."""
+        return tuple(self._stale)
+
+    def closest(self, key: bytes, n: int | None = None) -> list[Contact]:
+        """The live peers nearest to a position, at most `n` (k), nearest first.
+
+        Buckets are walked outward from the key, so that few are looked into (see `_outward`).
+        """
+        target = int.from_bytes(key, "big")
+        wanted = self._k if n is None else n
+        found: list[Contact] = []
+        for bucket in self._outward(target):
+            live = [contact for contact in bucket.peers if contact.peer not in self._stale]
+            live.sort(key=lambda contact: contact.place ^ target)
+            found += live
+            if len(found) >= wanted:
+                break
+        return found[:wanted]
+
+    def has_room(self, peer: PeerId) -> bool:
+        """Whether a peer that is not held would get a place at once."""
+        bucket = self._buckets.get(self.bucket_of(peer))
+        if bucket is None or len(bucket.peers) < self._k:
+            return True
+        return any(contact.peer in self._stale for contact in bucket.peers)
+
+    def seen(self, contact: Contact) -> Contact | None:
+        """A peer proved to be there: it is held if there is a place.
+
+        Returns whom to ask whether it is still there, to be followed by `seen` or `failed` of that one.
+        The own id is a LocalProtocolError.
+        """
+        if contact.peer == self._own:
             raise LocalProtocolError("a machine does not hold itself in its table")
-        index = self.bucket_of(event.peer)
-        match event:
-            case PeerSeen(peer) | PingAnswered(peer):
-                return self._on_alive(self._buckets.setdefault(index, _Bucket()), peer, now)
-            case PeerFailed(peer):
-                self._on_failed(self._buckets.get(index, _Bucket()), peer)
-        return []
-
-    def poll(self, now: float) -> list[Ping]:
-        """Give up peers whose ping was not answered in time."""
-        for bucket in self._buckets.values():
-            if bucket.pinged is not None and now >= bucket.deadline:
-                self._on_failed(bucket, bucket.pinged)
-        return []
-
-    def _on_alive(self, bucket: _Bucket, peer: PeerId, now: float) -> list[Ping]:
-        if peer == bucket.pinged:
+        bucket = self._buckets.setdefault(self._index(contact.place), _Bucket())
+        if contact.peer == bucket.pinged:
             bucket.pinged = bucket.waiting = None
-        if peer in bucket.peers or len(bucket.peers) < self._k:
-            bucket.peers.pop(peer, None)
-            bucket.peers[peer] = None
-            return []
-        if bucket.pinged is not None:
-            return []
-        bucket.pinged, bucket.waiting = next(iter(bucket.peers)), peer
-        bucket.deadline = now + self._ping_timeout_s
-        return [Ping(bucket.pinged)]
+        known = bucket.find(contact.peer)
+        if known is not None:
+            self._remove(bucket, known)
+        elif len(bucket.peers) >= self._k and not self._make_room(bucket, contact):
+            return self._ask_oldest(bucket, contact)
+        bucket.peers.append(contact if contact.addrs or known is None else known)
+        self._count += 1
+        return None
 
-    def _on_failed(self, bucket: _Bucket, peer: PeerId) -> None:
-        bucket.peers.pop(peer, None)
-        if peer == bucket.waiting:
-            bucket.waiting = None
+    def failed(self, peer: PeerId) -> None:
+        """A peer did not answer: stale from now on, or gone if another waits for its place."""
+        bucket = self._buckets.get(self.bucket_of(peer))
+        contact = None if bucket is None else bucket.find(peer)
+        if bucket is None or contact is None:
+            return
         if peer == bucket.pinged:
             waiting, bucket.pinged, bucket.waiting = bucket.waiting, None, None
-            if waiting is not None and len(bucket.peers) < self._k:
-                bucket.peers[waiting] = None
+            if waiting is not None:
+                self._remove(bucket, contact)
+                bucket.peers.append(waiting)
+                self._count += 1
+                return
+        self._stale[peer] = None
+
+    def _index(self, place: int) -> int:
+        return BITS - (self._place ^ place).bit_length() if place != self._place else -1
+
+    def _outward(self, target: int) -> Iterator[_Bucket]:
+        """Buckets by their distance from a target; whoever is in an earlier one is nearer.
+
+        Bucket i holds those who differ from us at bit i and not before.  Where the target differs from us
+        at that bit too, they agree with it one bit longer than all nearer buckets do: such buckets come
+        first, the farthest from us leading; those where it does not differ come after, nearest first.
+        """
+        apart = self._place ^ target
+        indexes = sorted(self._buckets)
+        for index in indexes:
+            if apart >> (BITS - 1 - index) & 1:
+                yield self._buckets[index]
+        for index in reversed(indexes):
+            if not apart >> (BITS - 1 - index) & 1:
+                yield self._buckets[index]
+
+    def _remove(self, bucket: _Bucket, contact: Contact) -> None:
+        bucket.peers.remove(contact)
+        self._stale.pop(contact.peer, None)
+        self._count -= 1
+
+    def _make_room(self, bucket: _Bucket, newcomer: Contact) -> bool:
+        """Take a stale peer's place, or one of a network that crowds the bucket and is not the newcomer's."""
+        spare = next((contact for contact in bucket.peers if contact.peer in self._stale), None)
+        if spare is None:
+            crowds = Counter(contact.network for contact in bucket.peers)
+            crowds[newcomer.network] += 1
+            largest = max(crowds.values())
+            if largest > CROWD and crowds[newcomer.network] < largest:
+                # The newest of the crowd: who has been there for longest is the likeliest to stay.
+                spare = next(c for c in reversed(bucket.peers) if crowds[c.network] == largest)
+        if spare is None:
+            return False
+        self._remove(bucket, spare)
+        return True
+
+    def _ask_oldest(self, bucket: _Bucket, newcomer: Contact) -> Contact | None:
+        if bucket.pinged is not None:
+            return None
+        bucket.pinged, bucket.waiting = bucket.peers[0].peer, newcomer
+        return bucket.peers[0]
 
 
-# -- one lookup ------------------------------------------------------------------------------------
+# -- how many there are ----------------------------------------------------------------------------
 
 
-class _Asked(enum.Enum):
-    NOT_YET = enum.auto()
-    WAITING = enum.auto()
-    ANSWERED = enum.auto()
-    FAILED = enum.auto()
+def sample_of(places: Iterable[int], target: int, n: int = K) -> tuple[int, int] | None:
+    """How dense the space is around a target: the `n` nearest places as (how many, distance of the last).
 
-
-@attrs.define
-class _Candidate:
-    peer: PeerId
-    distance: int
-    asked: _Asked = _Asked.NOT_YET
-    deadline: float = 0.0
-
-
-@attrs.frozen
-class Done:
-    """The peers nearest to the target that answered, nearest first."""
-
-    closest: tuple[PeerId, ...]
-
-
-class Lookup:
-    """Finds the `k` peers nearest to a position: `alpha` queries at once, nearest first.
-
-    It ends when the `k` nearest of all that it heard of, failed ones aside, have answered.  A peer's answer
-    counts for `k` peers at most, and no more than `max_candidates` are kept, the nearest: a liar costs a
-    bounded detour.
+    None when they are fewer than two, which say nothing.
     """
+    apart = sorted(place ^ target for place in places)[:n]
+    return (len(apart), apart[-1]) if len(apart) > 1 and apart[-1] else None
 
-    def __init__(
-        self,
-        target: bytes,
-        seeds: Iterable[PeerId],
-        k: int = K,
-        alpha: int = ALPHA,
-        *,
-        query_timeout_s: float = 5.0,
-        max_candidates: int = 1000,
-    ) -> None:
-        self._target = target
-        self._k = k
-        self._alpha = alpha
-        self._query_timeout_s = query_timeout_s
-        self._max_candidates = max_candidates
-        self._known: dict[PeerId, _Candidate] = {}
-        self._add(seeds)
 
-    def on_success(self, peer: PeerId, closer: Iterable[PeerId], now: float) -> None:
-        """A queried peer answered with the peers that it knows near the target; late answers count too."""
-        self._queried(peer).asked = _Asked.ANSWERED
-        self._add(list(closer)[: self._k])
+def estimate_size(samples: Iterable[tuple[int, int]]) -> int:
+    """How many peers there are by samples from different parts of the space; 0 without any.
 
-    def on_failure(self, peer: PeerId, now: float) -> None:
-        """A queried peer did not answer, or nonsense."""
-        candidate = self._queried(peer)
-        if candidate.asked is _Asked.WAITING:
-            candidate.asked = _Asked.FAILED
-
-    def next_timeout(self) -> float | None:
-        """When to call `next` without an answer; None: no query is under way."""
-        waiting = (c.deadline for c in self._known.values() if c.asked is _Asked.WAITING)
-        return min(waiting, default=None)
-
-    def next(self, now: float) -> list[PeerId] | Done:
-        """Whom to query now (perhaps nobody: answers are awaited), or the end."""
-        for candidate in self._known.values():
-            if candidate.asked is _Asked.WAITING and now >= candidate.deadline:
-                candidate.asked = _Asked.FAILED
-        nearest = [c for c in self._by_distance() if c.asked is not _Asked.FAILED][: self._k]
-        if all(c.asked is _Asked.ANSWERED for c in nearest):
-            return Done(tuple(c.peer for c in nearest))
-        waiting = sum(c.asked is _Asked.WAITING for c in self._known.values())
-        chosen = [c for c in nearest if c.asked is _Asked.NOT_YET][: max(0, self._alpha - waiting)]
-        for candidate in chosen:
-            candidate.asked = _Asked.WAITING
-            candidate.deadline = now + self._query_timeout_s
-        return [c.peer for c in chosen]
-
-    def _queried(self, peer: PeerId) -> _Candidate:
-        candidate = self._known.get(peer)
-        if candidate is None or candidate.asked is _Asked.NOT_YET:
-            raise LocalProtocolError(f"{peer} was not queried")
-        return candidate
-
-    def _add(self, peers: Iterable[PeerId]) -> None:
-        for peer in peers:
-            if peer not in self._known:
-                self._known[peer] = _Candidate(peer, distance(position(peer), self._target))
-        untried = [c for c in self._by_distance() if c.asked is _Asked.NOT_YET]
-        for candidate in untried[max(0, self._max_candidates - (len(self._known) - len(untried))) :]:
-            del self._known[candidate.peer]
-
-    def _by_distance(self) -> list[_Candidate]:
-        return sorted(self._known.values(), key=lambda candidate: candidate.distance)
+    Positions are evenly spread, so with N peers the m-th nearest is about m/N of the space away;
+    (m−1)/d is the unbiased estimate of a Poisson process, and samples add up.  With s samples of m the
+    standard error is about 1/√(s·m).
+    """
+    counts, distances = 0, 0
+    for count, far in samples:
+        counts, distances = counts + count - 1, distances + far
+    return max(1, counts * SPACE // distances) if distances else 0

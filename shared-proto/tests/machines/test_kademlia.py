@@ -1,21 +1,21 @@
-"""The routing table and lookups."""
+"""The routing table, and estimates of how many peers there are."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from magik_proto.errors import LocalProtocolError
 from magik_proto.identity import PeerId
 from magik_proto.kademlia import (
-    Done,
-    Lookup,
-    PeerFailed,
-    PeerSeen,
-    Ping,
-    PingAnswered,
+    SPACE,
+    Contact,
     RoutingTable,
     closest,
     distance,
+    estimate_size,
     key_of,
     position,
+    sample_of,
 )
 from magik_proto.testing.builders import peer
 from magik_proto.testing.seeded import SeededRandom
@@ -23,9 +23,14 @@ from magik_proto.testing.seeded import SeededRandom
 KEY = key_of(b"default/Deployment/web")
 
 
-def far_peers(table: RoutingTable, count: int) -> list[PeerId]:
-    """Peers of the farthest half of the space, which share one bucket."""
-    return [p for p in map(peer, range(1, 20 * count)) if table.bucket_of(p) == 0][:count]
+def contact(number: int, address: str = "") -> Contact:
+    return Contact(peer(number), (address,) if address else ())
+
+
+def far_contacts(table: RoutingTable, count: int, network: str = "10.0.0.1") -> list[Contact]:
+    """Contacts of the farthest half of the space, which share one bucket."""
+    numbers = [n for n in range(1, 20 * count) if table.bucket_of(peer(n)) == 0][:count]
+    return [contact(n, f"{network}:{n}") for n in numbers]
 
 
 def test_closest_is_by_distance_and_independent_of_order() -> None:
@@ -45,118 +50,102 @@ def test_buckets_halve_the_space() -> None:
     assert table.bucket_of(peer(0)) == -1
 
 
-def test_a_full_bucket_pings_its_oldest_and_keeps_it_if_it_answers() -> None:
+def test_a_full_bucket_has_its_oldest_asked_and_keeps_it_if_it_answers() -> None:
     table = RoutingTable(peer(0), k=3)
-    *first, late, later = far_peers(table, 5)
+    *first, late, later = far_contacts(table, 5)
     for known in first:
-        assert table.receive(PeerSeen(known), 0.0) == []
-    assert table.receive(PeerSeen(late), 1.0) == [Ping(first[0])]
-    assert table.receive(PeerSeen(later), 1.5) == [], "one ping at a time"
-    assert table.next_timeout() == 6.0
-    table.receive(PingAnswered(first[0]), 2.0)
-    assert (first[0] in table, late in table, table.next_timeout()) == (True, False, None)
-    assert table.receive(PeerSeen(late), 3.0) == [Ping(first[1])], "who answered is the newest now"
+        assert table.seen(known) is None
+    assert table.seen(late) is first[0]
+    assert table.seen(later) is None, "one is asked at a time"
+    table.seen(first[0])
+    assert (first[0].peer in table, late.peer in table) == (True, False)
+    assert table.seen(late) is first[1], "who answered is the newest now"
 
 
-@pytest.mark.parametrize("silent", [True, False])
-def test_a_dead_oldest_makes_room(silent: bool) -> None:
+def test_a_dead_oldest_makes_room_for_who_waits() -> None:
     table = RoutingTable(peer(0), k=3)
-    *first, late = far_peers(table, 4)
+    *first, late = far_contacts(table, 4)
     for known in [*first, late]:
-        table.receive(PeerSeen(known), 0.0)
-    if silent:
-        assert table.poll(4.9) == []
-        assert late not in table
-        table.poll(5.0)
-    else:
-        table.receive(PeerFailed(first[0]), 1.0)
-    assert (first[0] in table, late in table, len(table)) == (False, True, 3)
+        table.seen(known)
+    table.failed(first[0].peer)
+    assert (first[0].peer in table, late.peer in table, len(table)) == (False, True, 3)
 
 
-def test_a_waiting_peer_that_fails_takes_no_place() -> None:
+def test_who_failed_is_told_to_nobody_but_kept_until_a_newcomer_wants_its_place() -> None:
     table = RoutingTable(peer(0), k=3)
-    *first, late = far_peers(table, 4)
-    for known in [*first, late]:
-        table.receive(PeerSeen(known), 0.0)
-    table.receive(PeerFailed(late), 1.0)
-    table.poll(5.0)
-    assert (late in table, len(table)) == (False, 2)
+    *first, late = far_contacts(table, 4)
+    for known in first:
+        table.seen(known)
+    table.failed(first[1].peer)
+    assert table.stale() == (first[1].peer,)
+    assert first[1] not in table.closest(KEY)
+    assert first[1] not in table.all()
+    assert (first[1].peer in table, len(table), table.has_room(late.peer)) == (True, 2, True)
+    assert table.seen(late) is None
+    assert (first[1].peer in table, len(table), table.stale()) == (False, 3, ())
 
 
-def test_the_table_gives_its_closest() -> None:
+def test_who_comes_back_is_live_again() -> None:
+    table = RoutingTable(peer(0), k=3)
+    (known,) = far_contacts(table, 1)
+    table.seen(known)
+    table.failed(known.peer)
+    assert len(table) == 0
+    table.seen(Contact(known.peer))
+    assert (len(table), table.stale()) == (1, ())
+    assert table.get(known.peer) is known, "an address that is known stays known"
+
+
+def test_one_computer_with_many_identities_gives_place_to_others() -> None:
+    table = RoutingTable(peer(0), k=6)
+    sybils, honest = far_contacts(table, 40)[:20], far_contacts(table, 40, "10.0.0.2")[20:]
+    for known in sybils:
+        table.seen(known)
+    for known in honest[:5]:
+        table.seen(known)
+    held = [c for c in honest if c.peer in table]
+    assert held == honest[:3], "as many as the crowd has, by itself"
+    assert sybils[0].peer in table, "who has been there for longest stays"
+
+
+def test_on_one_network_nobody_is_pushed_out() -> None:
+    table = RoutingTable(peer(0), k=6)
+    contacts = far_contacts(table, 20)
+    for known in contacts:
+        table.seen(known)
+    assert [c for c in contacts if c.peer in table] == contacts[:6]
+
+
+@given(st.integers(1, 400), st.integers(0, 1 << 64), st.integers(1, 30))
+def test_the_table_gives_its_closest(count: int, seed: int, n: int) -> None:
+    rng = SeededRandom(seed)
     table = RoutingTable(peer(0))
-    peers = [peer(n) for n in range(1, 60)]
-    for known in peers:
-        table.receive(PeerSeen(known), 0.0)
-    held = [p for p in peers if p in table]
+    contacts = [Contact(PeerId(rng.getrandbits(256).to_bytes(32, "big"))) for _ in range(count)]
+    for known in contacts:
+        table.seen(known)
+    for known in contacts[::7]:
+        table.failed(known.peer)
+    held = list(table.all())
     assert len(held) == len(table)
-    assert table.closest(KEY, 4) == closest(held, KEY, 4)
-    assert len(table.closest(KEY)) == 20
+    for key in (KEY, position(peer(0)), rng.getrandbits(256).to_bytes(32, "big")):
+        assert [c.peer for c in table.closest(key, n)] == closest([c.peer for c in held], key, n)
 
 
 def test_the_own_id_is_no_peer() -> None:
     with pytest.raises(LocalProtocolError):
-        RoutingTable(peer(0)).receive(PeerSeen(peer(0)), 0.0)
+        RoutingTable(peer(0)).seen(contact(0))
 
 
-def test_a_lookup_asks_the_nearest_alpha_at_a_time() -> None:
-    seeds = closest([peer(n) for n in range(10)], KEY, 10)
-    lookup = Lookup(KEY, seeds, k=4, alpha=3)
-    assert lookup.next(0.0) == seeds[:3]
-    assert lookup.next(0.0) == []
-    lookup.on_success(seeds[0], [], 0.1)
-    assert lookup.next(0.1) == [seeds[3]]
-    for asked in seeds[1:4]:
-        lookup.on_success(asked, [], 0.2)
-    assert lookup.next(0.2) == Done(tuple(seeds[:4]))
+@pytest.mark.parametrize("size", [100, 1000, 10_000])
+def test_the_size_of_a_fabric_is_estimated_by_its_density(size: int) -> None:
+    rng = SeededRandom(size)
+    places = [rng.getrandbits(256) for _ in range(size)]
+    samples = [sample_of(places, rng.getrandbits(256)) for _ in range(40)]
+    assert 0.85 * size < estimate_size([s for s in samples if s is not None]) < 1.15 * size
 
 
-def test_failed_and_silent_peers_are_passed_over_and_late_answers_count() -> None:
-    seeds = closest([peer(n) for n in range(4)], KEY, 4)
-    lookup = Lookup(KEY, seeds, k=2, alpha=2)
-    assert lookup.next(0.0) == seeds[:2]
-    lookup.on_failure(seeds[0], 0.1)
-    assert lookup.next(0.1) == [seeds[2]]
-    assert lookup.next_timeout() == 5.0
-    assert lookup.next(5.0) == [seeds[3]]
-    lookup.on_success(seeds[2], [], 5.05)
-    lookup.on_success(seeds[1], [], 5.1)
-    lookup.on_failure(seeds[1], 5.2)
-    assert lookup.next(5.2) == Done((seeds[1], seeds[2]))
-
-
-def test_without_anyone_a_lookup_is_done() -> None:
-    assert Lookup(KEY, []).next(0.0) == Done(())
-    lookup = Lookup(KEY, [peer(1)])
-    lookup.next(0.0)
-    lookup.on_failure(peer(1), 1.0)
-    assert lookup.next(1.0) == Done(())
-
-
-def test_answers_are_bounded() -> None:
-    lookup = Lookup(KEY, [peer(0)], k=5, max_candidates=4)
-    lookup.next(0.0)
-    flood = [peer(n) for n in range(1, 1000)]
-    lookup.on_success(peer(0), flood, 0.1)
-    assert len(lookup._known) == 4
-    with pytest.raises(LocalProtocolError, match="was not queried"):
-        lookup.on_success(peer(999), [], 0.2)
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_a_lookup_finds_the_closest_of_a_fabric(seed: int) -> None:
-    rng = SeededRandom(seed)
-    peers = [PeerId(rng.getrandbits(256).to_bytes(32, "big")) for _ in range(300)]
-    tables = {own: RoutingTable(own) for own in peers}
-    for own, table in tables.items():
-        for other in peers:
-            if other != own:
-                table.receive(PeerSeen(other), 0.0)
-    target = key_of(seed.to_bytes(4, "big"))
-    lookup, queries = Lookup(target, tables[peers[0]].closest(target, 3)), 0
-    while not isinstance(step := lookup.next(0.0), Done):
-        for asked in step:
-            queries += 1
-            lookup.on_success(asked, tables[asked].closest(target), 0.0)
-    assert list(step.closest) == closest(list(peers), target, 20), f"seed {seed}"
-    assert queries < 60
+def test_nobody_is_no_sample() -> None:
+    assert sample_of([], 5) is None
+    assert sample_of([7], 5) is None
+    assert estimate_size([]) == 0
+    assert estimate_size([(2, SPACE - 1)]) == 1
