@@ -19,6 +19,7 @@ NEEDS = {
     "curl": (lambda: shutil.which("curl"), "curl"),
     "ip": (lambda: shutil.which("ip"), "iproute2"),
     "ps": (lambda: shutil.which("ps"), "procps"),
+    "a registry for images": (lambda: shutil.which("docker-registry"), "docker-registry"),
     "kubectl": (lambda: shutil.which("kubectl"), "kubernetes-client"),
 }
 

@@ -149,7 +149,9 @@ def assert_refused(store: ImageStore, archive: bytes, kind: type[ImageError]) ->
     assert str(caught.value).isprintable()
     assert store.ls() == []
     assert [
-        path for path in store.path.rglob("*") if path.name not in ("gc.lock", "blobs", "layers", "tmp")
+        path
+        for path in store.path.rglob("*")
+        if path.name not in ("gc.lock", "blobs", "layers", "partial", "tmp")
     ] == []
     return caught.value
 

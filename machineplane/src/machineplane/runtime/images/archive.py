@@ -36,7 +36,8 @@ class Staged:
 class Bundle(Protocol):
     """Files of an image that came in some form; ``subject`` names it in errors."""
 
-    subject: str
+    @property
+    def subject(self) -> str: ...
 
     def has(self, name: str) -> bool: ...
 

@@ -1,5 +1,6 @@
 """``machineplane image …``: what is in this machine's image store. Works with and without a running daemon."""
 
+import random
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -8,10 +9,20 @@ from pathlib import Path
 from typing import BinaryIO
 
 import click
+import trio
 
+from machineplane.runtime.images.download import Downloader, Watch
 from machineplane.runtime.images.errors import ImageError
 from machineplane.runtime.images.model import ImageInfo
+from machineplane.runtime.images.names import Reference, parse_reference
+from machineplane.runtime.images.peers import NoPeers
+from machineplane.runtime.images.progress import Display
+from machineplane.runtime.images.pull import Puller
+from machineplane.runtime.images.registry.client import open_registries
+from machineplane.runtime.images.registry.credentials import Keyring
+from machineplane.runtime.images.registry.settings import RegistrySettings, load_settings
 from machineplane.runtime.images.store import ImageStore
+from machineplane.runtime.images.waits import Waits
 
 _UNITS = ("B", "kB", "MB", "GB", "TB")
 _SHORT_DIGEST = len("sha256:") + 12
@@ -40,6 +51,36 @@ def import_(file: str, ref: str | None, state_dir: Path) -> None:
     with _told():
         for info in _store(state_dir).import_file(source, ref):
             click.echo(f"{info.ref} {info.digest}")
+
+
+@image.command()
+@click.argument("refs", metavar="REF...", nargs=-1, required=True)
+@click.option(
+    "--registry-config",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Mirrors, authorities and credentials of registries, as the daemon takes it.",
+)
+@_state_dir
+def pull(refs: tuple[str, ...], registry_config: Path | None, state_dir: Path) -> None:
+    """Pull images from their registries, by tag or by digest; what is here already is not fetched again."""
+    with _told():
+        wanted = [parse_reference(ref) for ref in refs]
+        settings = load_settings(registry_config) if registry_config else RegistrySettings()
+        store = _store(state_dir)
+        for reference in wanted:
+            with Display(sys.stderr, str(reference)) as display:
+                info = trio.run(_pull, store, settings, reference, display.watch)
+            click.echo(f"{info.ref} {info.digest}")
+
+
+async def _pull(
+    store: ImageStore, settings: RegistrySettings, reference: Reference, watch: Watch
+) -> ImageInfo:
+    waits = Waits(random.SystemRandom())
+    async with open_registries(settings, waits) as registries:
+        downloader = Downloader(store.partials, at_once=settings.at_once, waits=waits)
+        puller = Puller(store=store, registries=registries, peers=NoPeers(), downloader=downloader)
+        return await puller.pull(reference, Keyring(), watch)
 
 
 @image.command()
@@ -77,7 +118,7 @@ def _store(state_dir: Path) -> ImageStore:
 
 @contextmanager
 def _told() -> Iterator[None]:
-    """An image's error becomes one line and status 1."""
+    """An image's error becomes one line and status 1; Ctrl-C keeps what was downloaded."""
     try:
         yield
     except ImageError as error:

@@ -92,3 +92,27 @@ class StoreDamaged(ImageError):
 
 class StoreUnwritable(ImageError):
     """The operating system refused a write: no root, no space, no support for an attribute."""
+
+
+class BadSettings(ImageError):
+    """The file given by ``--registry-config``, or a pull secret, cannot be used; names file and key."""
+
+
+class PullFailed(ImageError):
+    """An image could not be had from where it was looked for."""
+
+
+class RegistryUnreachable(PullFailed):
+    """No answer, or one that says "later", after all tries: the registry may be well again in a while."""
+
+
+class RegistryDenied(PullFailed):
+    """The registry wants other credentials."""
+
+
+class NotInRegistry(PullFailed):
+    """The registry, or the machine asked, does not have it."""
+
+
+class BadAnswer(PullFailed):
+    """What came from a registry or a machine breaks the protocol, or is not what it was asked for."""

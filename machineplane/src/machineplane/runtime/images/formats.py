@@ -4,10 +4,10 @@ Either way the result is a manifest with a map from digest to the bundle's file,
 form only.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 
-from attrs import frozen
+from attrs import field, frozen
 
 from machineplane.runtime.images.archive import Bundle, Staged, read_document
 from machineplane.runtime.images.documents import (
@@ -30,7 +30,7 @@ from machineplane.runtime.images.errors import (
 )
 from machineplane.runtime.images.model import StoreLimits
 
-_INDEX_DEPTH = 4  # index within index; one is common, more is a guess
+INDEX_DEPTH = 4  # index within index; one is common, more is a guess
 _NAME_ANNOTATIONS = ("io.containerd.image.name", "org.opencontainers.image.ref.name")
 _FORMS = "give an OCI layout directory, an OCI archive or a docker archive"
 
@@ -44,6 +44,7 @@ class FoundImage:
     manifest_digest: str
     index_digest: str | None
     files: Mapping[str, str]
+    indexes: Mapping[str, bytes] = field(factory=dict)  # those that led to the manifest, outermost first
 
 
 def find_images(bundle: Bundle, architecture: str, limits: StoreLimits) -> list[FoundImage]:
@@ -90,22 +91,30 @@ class _Layout:
         return found
 
     def _image(self, names: tuple[str, ...], entry: Descriptor) -> FoundImage:
-        index_digest = None
-        for _ in range(_INDEX_DEPTH):
+        indexes: dict[str, bytes] = {}
+        for _ in range(INDEX_DEPTH):
             data = self._blob(entry)
             if entry.media_type in MANIFEST_TYPES:
-                return self._found(names, data, entry.digest, index_digest)
+                return self._found(names, data, entry.digest, indexes)
             if entry.media_type not in INDEX_TYPES:
                 break
-            index_digest = index_digest or entry.digest
+            indexes[entry.digest] = data
             entry = self._choose(list(parse_index(data, self._bundle.subject)))
         raise UnsupportedImage(self._bundle.subject, f"has an entry of the type {shown(entry.media_type)}")
 
-    def _found(self, names: tuple[str, ...], data: bytes, digest: str, index: str | None) -> FoundImage:
+    def _found(
+        self, names: tuple[str, ...], data: bytes, digest: str, indexes: Mapping[str, bytes]
+    ) -> FoundImage:
         fields = Fields.parse(data, self._bundle.subject)
         descriptors = [fields.child("config"), *fields.children("layers")]
-        files = {found: blob_name(found) for d in descriptors if (found := d.text("digest"))}
-        return FoundImage(names=names, manifest=data, manifest_digest=digest, index_digest=index, files=files)
+        return FoundImage(
+            names=names,
+            manifest=data,
+            manifest_digest=digest,
+            index_digest=next(iter(indexes), None),
+            files={found: blob_name(found) for d in descriptors if (found := d.text("digest"))},
+            indexes=indexes,
+        )
 
     def _blob(self, descriptor: Descriptor) -> bytes:
         name = blob_name(descriptor.digest)
@@ -114,21 +123,21 @@ class _Layout:
         return data
 
     def _choose(self, entries: list[Descriptor]) -> Descriptor:
-        """The entry for this machine, or one that names no platform: its configuration tells later."""
-        fitting = [
-            entry
-            for entry in entries
-            if entry.platform is None
-            or (entry.platform.os, entry.platform.architecture) == ("linux", self._architecture)
-        ]
-        if fitting:
-            return fitting[0]
-        have = sorted({f"{e.platform.os}/{e.platform.architecture}" for e in entries if e.platform})
-        raise UnsupportedImage(
-            self._bundle.subject,
-            f"is for {shown(', '.join(have)) if have else 'no machine'}, not linux/{self._architecture}",
-            "save the image for this machine's architecture",
-        )
+        return choose_platform(entries, self._architecture, self._bundle.subject)
+
+
+def choose_platform(entries: Sequence[Descriptor], architecture: str, subject: str) -> Descriptor:
+    """The entry for this machine, or one that names no platform: its configuration tells later."""
+    for entry in entries:
+        platform = entry.platform
+        if platform is None or (platform.os, platform.architecture) == ("linux", architecture):
+            return entry
+    have = sorted({f"{e.platform.os}/{e.platform.architecture}" for e in entries if e.platform})
+    raise UnsupportedImage(
+        subject,
+        f"is for {shown(', '.join(have)) if have else 'no machine'}, not linux/{architecture}",
+        "save the image for this machine's architecture",
+    )
 
 
 def _is_attestation(entry: Descriptor) -> bool:

@@ -1,10 +1,10 @@
 """The index of names: one JSON file, replaced atomically, changed under a lock."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from attrs import asdict, frozen
+from attrs import asdict, field, frozen
 
 from machineplane.linux.files import replace_file
 from machineplane.runtime.images.disk import locked
@@ -13,6 +13,10 @@ from machineplane.runtime.images.errors import ImageNotFound, StoreDamaged
 from machineplane.runtime.images.model import ImageInfo
 
 _VERSION = 1
+
+
+def _texts(values: Iterable[str]) -> tuple[str, ...]:
+    return tuple(values)
 
 
 @frozen(kw_only=True)
@@ -24,6 +28,11 @@ class Entry:
     size: int
     created: int  # ms since the epoch, 0 when the image does not say
     architecture: str
+    indexes: tuple[str, ...] = field(
+        default=(), converter=_texts
+    )  # kept beside the manifest, outermost first
+    private: bool = False  # credentials were shown for it: it is not handed to other machines
+    stored: int = 0  # when the name was given, ms since the epoch; 0 in stores of earlier versions
 
     def info(self, ref: str) -> ImageInfo:
         return ImageInfo(

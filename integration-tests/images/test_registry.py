@@ -1,0 +1,160 @@
+"""`machineplane image pull` against Debian's docker-registry."""
+
+import gzip
+import hashlib
+import json
+import os
+import resource
+import subprocess
+import sys
+import tarfile
+import zlib
+from collections.abc import Callable
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import yaml
+import zstandard
+
+BIN = Path(sys.executable).parent
+TYPES = "application/vnd.oci.image"
+BIG = 128 << 20  # bytes of a layer; far more than the memory that a pull may take
+
+
+def sha(data: bytes) -> str:
+    return "sha256:" + hashlib.sha256(data).hexdigest()
+
+
+def tar(name: str, data: bytes) -> bytes:
+    out = BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as archive:
+        info = tarfile.TarInfo(name)
+        info.size = len(data)
+        archive.addfile(info, BytesIO(data))
+    return out.getvalue()
+
+
+def push(registry: Any, name: str, tag: str, *layers: tuple[bytes, bytes, str]) -> str:
+    """Push an index of an image for this machine and one for another; ``layers`` are (plain, sent, suffix)."""
+    entries = []
+    for architecture in ("riscv64", {"x86_64": "amd64", "aarch64": "arm64"}[os.uname().machine]):
+        config = json.dumps(
+            {
+                "architecture": architecture,
+                "os": "linux",
+                "rootfs": {"type": "layers", "diff_ids": [sha(plain) for plain, _, _ in layers]},
+            }
+        ).encode()
+        blobs = [
+            (config, f"{TYPES}.config.v1+json"),
+            *((b, f"{TYPES}.layer.v1.tar{s}") for _, b, s in layers),
+        ]
+        for data, _ in blobs:
+            registry.push_blob(name, data, sha(data))
+        described = [{"mediaType": kind, "digest": sha(data), "size": len(data)} for data, kind in blobs]
+        kind = f"{TYPES}.manifest.v1+json"
+        manifest = json.dumps(
+            {"schemaVersion": 2, "mediaType": kind, "config": described[0], "layers": described[1:]}
+        ).encode()
+        registry.push_manifest(name, sha(manifest), manifest, kind)
+        entries.append(
+            {
+                "mediaType": kind,
+                "digest": sha(manifest),
+                "size": len(manifest),
+                "platform": {"os": "linux", "architecture": architecture},
+            }
+        )
+    kind = f"{TYPES}.index.v1+json"
+    index = json.dumps({"schemaVersion": 2, "mediaType": kind, "manifests": entries}).encode()
+    registry.push_manifest(name, tag, index, kind)
+    return sha(index)
+
+
+def pull(state: Path, config: Path, *refs: str, check: bool = True) -> "subprocess.CompletedProcess[str]":
+    done = subprocess.run(
+        [
+            str(BIN / "machineplane"),
+            "image",
+            "pull",
+            *refs,
+            "--state-dir",
+            str(state),
+            "--registry-config",
+            str(config),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert not check or done.returncode == 0, done.stderr
+    return done
+
+
+def layers_of(plain: bytes) -> list[tuple[bytes, bytes, str]]:
+    second = tar("second", b"2" * 1000)
+    return [
+        (plain, gzip.compress(plain), "+gzip"),
+        (second, zstandard.ZstdCompressor().compress(second), "+zstd"),
+    ]
+
+
+def test_by_tag_and_by_digest(registry: Callable[..., Any], tmp_path: Path) -> None:
+    served = registry()
+    index = push(served, "team/app", "1", *layers_of(tar("first", b"1" * 1000)))
+    state = tmp_path / "state"
+    done = pull(state, served.config, f"{served.address}/team/app:1", f"{served.address}/team/app@{index}")
+    first, second = done.stdout.splitlines()
+    assert first.startswith(f"{served.address}/team/app:1 sha256:")
+    assert second.split()[0].endswith(index) and second.split()[1] == first.split()[1]
+    assert f"from registry {served.address}: team/app" in done.stderr
+    unpacked = {path.name for path in (state / "images" / "layers").glob("*/*")}
+    assert unpacked == {"first", "second"}
+
+
+def test_with_a_password(registry: Callable[..., Any], tmp_path: Path) -> None:
+    served = registry("user", "s3cret")
+    push(served, "team/app", "1", *layers_of(tar("first", b"1")))
+    state, ref = tmp_path / "state", f"{served.address}/team/app:1"
+    refused = pull(state, served.config, ref, check=False)
+    assert refused.returncode == 1
+    assert refused.stderr.splitlines()[-1].startswith(
+        f"Error: registry {served.address}: team/app is not given (it wants credentials"
+    )
+    document = yaml.safe_load(served.config.read_text())
+    document["auths"] = {served.address: {"username": "user", "password": "s3cret"}}
+    (tmp_path / "with.yaml").write_text(yaml.safe_dump(document))
+    pull(state, tmp_path / "with.yaml", ref)
+
+
+def test_a_mirror_stands_in(registry: Callable[..., Any], tmp_path: Path) -> None:
+    served = registry()
+    push(served, "library/app", "1", *layers_of(tar("first", b"1")))
+    config = tmp_path / "mirror.yaml"
+    config.write_text(
+        yaml.safe_dump({"registries": {"docker.io": {"mirrors": [f"http://{served.address}"]}}})
+    )
+    assert pull(tmp_path / "state", config, "app:1").stdout.startswith("docker.io/library/app:1 sha256:")
+
+
+def test_what_is_not_there(registry: Callable[..., Any], tmp_path: Path) -> None:
+    served = registry()
+    done = pull(tmp_path / "state", served.config, f"{served.address}/nothing:1", check=False)
+    assert done.returncode == 1
+    said = f"registry {served.address}: nothing has no manifests/1: see the image's name and tag"
+    assert done.stderr.splitlines()[-1] == f"Error: {said}"
+
+
+def test_a_large_layer_goes_through_little_memory(registry: Callable[..., Any], tmp_path: Path) -> None:
+    """The pull's peak of memory stays far below the layer: nothing holds a blob as a whole."""
+    served = registry()
+    plain = tar("big", zlib.compress(os.urandom(1 << 20), 0) * (BIG >> 20))
+    push(served, "team/big", "1", (plain, plain, ""))
+    small = registry()
+    push(small, "team/small", "1", *layers_of(tar("first", b"1")))
+    peaks = []
+    for source, name in ((small, "small"), (served, "big")):
+        pull(tmp_path / name, source.config, f"{source.address}/team/{name}:1")
+        peaks.append(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss << 10)
+    assert peaks[1] - peaks[0] < BIG / 6, f"{peaks}: the pull's memory grows with the layer"
