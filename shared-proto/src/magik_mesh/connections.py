@@ -9,6 +9,7 @@ with sockets.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import trio
 from attrs import define, field
@@ -31,11 +32,12 @@ from magik_mesh.rpc_server import RpcServer, Slots
 from magik_mesh.stats import Stats
 from magik_mesh.streams import STREAM_ERRORS, FramedStream
 from magik_mesh.tls import Admitted, admit
+from magik_mesh.workers import Workers
 from magik_proto import codec
 from magik_proto.errors import RemoteProtocolError
 from magik_proto.identity import PeerId
 from magik_proto.rpc import Request, Response, encode_frame
-from trio_quic import Connection, ConnectionClosed, PeerRejected
+from trio_quic import Connection, ConnectionClosed, PeerRejected, Stream
 
 # Closes by which a peer says that it leaves: its node's own goodbye, and its endpoint's when the node was
 # cancelled.
@@ -195,7 +197,7 @@ class Connections:
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._send_gossip, link)
-                nursery.start_soon(self._accept_calls, link, nursery)
+                nursery.start_soon(Workers(link.connection, partial(self._answer_call, link), nursery).work)
                 await link.connection.closed.wait()
                 nursery.cancel_scope.cancel()
         finally:
@@ -203,14 +205,9 @@ class Connections:
             self.pubsub.detach(link.peer, link.outbox)
         self._ended(link)
 
-    async def _accept_calls(self, link: Link, nursery: trio.Nursery) -> None:
-        try:
-            while True:
-                stream = await link.connection.accept_stream()
-                link.last_used = self.clock.now()
-                nursery.start_soon(self.server.serve, stream, link.caller, link.slots)
-        except STREAM_ERRORS:
-            return
+    async def _answer_call(self, link: Link, stream: Stream) -> None:
+        link.last_used = self.clock.now()
+        await self.server.serve(stream, link.caller, link.slots)
 
     async def _send_gossip(self, link: Link) -> None:
         """Carry the outbox to the peer.

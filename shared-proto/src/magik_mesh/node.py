@@ -16,6 +16,7 @@ from typing import Any
 
 import structlog
 import trio
+from attrs import define
 from structlog.typing import FilteringBoundLogger
 
 from magik_mesh import codes
@@ -39,7 +40,7 @@ from magik_mesh.streams import STREAM_ERRORS
 from magik_mesh.tls import Admitted, admission, make_credentials
 from magik_proto.errors import RemoteProtocolError
 from magik_proto.identity import PeerId
-from trio_quic import DatagramSocket, Endpoint, Limits, open_endpoint
+from trio_quic import DatagramSocket, Endpoint, Limits, Stream, open_endpoint
 
 _RESERVED = "/magik/mesh/"
 
@@ -89,9 +90,11 @@ class Node:
         `RpcTimeout`.
         """
         with trio.move_on_after(timeout) as scope:
-            async with self._using(peer) as link:
-                stream = await link.connection.open_stream()
-                return await ask(stream, method, body, _milliseconds(scope))
+            link = self._links.get(peer)
+            if link is None:
+                link = await self._reach(peer)
+            with _Use(link, self.stats, self._clock):
+                return await ask(await _open_stream(link), method, body, _milliseconds(scope))
         raise RpcTimeout(peer, method, timeout)
 
     @asynccontextmanager
@@ -115,36 +118,23 @@ class Node:
     async def _open(
         self, stack: AsyncExitStack, peer: PeerId, method: str, body: Any, scope: trio.CancelScope
     ) -> tuple[Any, ReplyStream]:
-        async with self._using(peer) as link:
-            stream = await link.connection.open_stream()
+        link = await self._reach(peer)
+        with _Use(link, self.stats, self._clock):
+            stream = await _open_stream(link)
             opened = await stack.enter_async_context(calling(stream, method, body, _milliseconds(scope)))
             link.calls += 1
             stack.callback(_give_back, link)
             return opened
 
-    @asynccontextmanager
-    async def _using(self, peer: PeerId) -> AsyncIterator[Link]:
-        """The connection with `peer`, made first if there is none;
-
-        What breaks within becomes a `MeshError`.
-        """
+    async def _reach(self, peer: PeerId) -> Link:
+        """The connection with `peer`, made first if there is none."""
         if peer == self.id:
             raise PeerUnreachable(peer, "it is this node itself")
         await self._dialer.reach(peer)
         link = self._links.get(peer)
         if link is None:
             raise PeerUnreachable(peer, "the connection was lost again")
-        link.calls += 1
-        self.stats.calls_sent += 1
-        try:
-            yield link
-        except STREAM_ERRORS as error:
-            raise PeerUnreachable(peer, str(error)) from error
-        except RemoteProtocolError as error:
-            raise RpcFailed(codes.MALFORMED, f"the answer of {peer} cannot be understood: {error}") from error
-        finally:
-            _give_back(link)
-            link.last_used = self._clock.now()
+        return link
 
     # -- topics
 
@@ -349,6 +339,37 @@ async def _listen(
         return await stack.enter_async_context(opening)
     except OSError as error:
         raise CannotListen(config.host, config.port, error) from error
+
+
+@define
+class _Use:
+    """A call of ours on a connection, for the bookkeeping; what breaks it becomes a `MeshError`."""
+
+    link: Link
+    stats: Stats
+    clock: Clock
+
+    def __enter__(self) -> None:
+        self.link.calls += 1
+        self.stats.calls_sent += 1
+
+    def __exit__(self, kind: object, error: BaseException | None, _: object) -> None:
+        link = self.link
+        _give_back(link)
+        link.last_used = self.clock.now()
+        if isinstance(error, STREAM_ERRORS):
+            raise PeerUnreachable(link.peer, str(error)) from error
+        if isinstance(error, RemoteProtocolError):
+            text = f"the answer of {link.peer} cannot be understood: {error}"
+            raise RpcFailed(codes.MALFORMED, text) from error
+
+
+async def _open_stream(link: Link) -> Stream:
+    """Without a checkpoint where a stream is to be had: the call that follows has one."""
+    try:
+        return link.connection.open_stream_nowait()
+    except trio.WouldBlock:
+        return await link.connection.open_stream()
 
 
 def _give_back(link: Link) -> None:

@@ -21,7 +21,6 @@ from magik_mesh.clock import Clock
 from magik_mesh.config import MeshLimits
 from magik_mesh.rpc_server import Call
 from magik_mesh.stats import Stats
-from magik_mesh.streams import FramedStream
 from magik_proto import codec
 from magik_proto.errors import RemoteProtocolError
 from magik_proto.gossip import Gossip
@@ -138,8 +137,7 @@ class PubSub:
     async def read_frames(self, call: Call) -> None:
         """The handler of a peer's gossip stream."""
         await call.reply()
-        framed = FramedStream(call.stream)
-        while (payload := await framed.read_frame(MAX_GOSSIP_FRAME)) is not None:
+        while (payload := await call.frames.read_frame(MAX_GOSSIP_FRAME)) is not None:
             try:
                 self._step(FrameReceived(call.peer, codec.decode(payload)))
             except RemoteProtocolError:

@@ -69,17 +69,23 @@ async def calling(
 
 
 async def ask(raw: RawStream, method: str, body: Any, deadline_ms: int) -> Any:
-    """A unary call over `raw`: the answer's body. Errors as in `calling`; cancelling it resets the stream."""
-    framed = FramedStream(raw)
+    """A unary call over `raw`: the answer's body. Errors as in `calling`; cancelling it resets the stream.
+
+    The request ends our half, so that it goes out in one piece with its end, and as a rule in one datagram.
+    """
+    frame = encode_frame(Request(method=method, deadline_ms=deadline_ms, body=body))
     clean = False
     try:
-        await raw.send_all(encode_frame(Request(method=method, deadline_ms=deadline_ms, body=body)))
-        answer = await _answer(framed)
+        try:
+            raw.send_last_nowait(frame)
+        except trio.WouldBlock:
+            await raw.send_last(frame)
+        answer = await _answer(FramedStream(raw))
         clean = True
     finally:
         if not clean:
             raw.reset(codes.RESET_CANCELLED)
-    await close_quietly(raw)
+    raw.close_now()
     return answer
 
 

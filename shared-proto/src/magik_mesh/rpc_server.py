@@ -1,9 +1,9 @@
 """The answering side of a call: one stream, one handler, one scope.
 
 A call's stream carries the request's frame, the response's frame, and after that whatever the two
-applications agreed on. While a handler works, the stream is read ahead by one chunk, so that a caller who
-gives up (resets) is noticed at once and the handler is cancelled; a handler that reads slowly slows the
-caller, nothing is stored beyond that chunk.
+applications agreed on. A caller who gives up (resets) is noticed at once, and the handler is cancelled; a
+handler that reads slowly slows the caller. What needs no waiting (a request that is there as a whole, an
+answer that has room) does none: a call is a task switch or two.
 """
 
 from __future__ import annotations
@@ -24,8 +24,6 @@ from magik_proto import codec
 from magik_proto.errors import LocalProtocolError, RemoteProtocolError
 from magik_proto.identity import PeerId
 from magik_proto.rpc import Request, Response, encode_frame
-
-_CHUNK = 64 << 10
 
 
 @frozen
@@ -60,8 +58,6 @@ class CallStream(trio.abc.HalfCloseableStream):
 
     def __init__(self, framed: FramedStream) -> None:
         self._framed = framed
-        self._ahead_in, self._ahead = trio.open_memory_channel[bytes](0)
-        self._rest = b""
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """Send to the caller; waits while it takes no more."""
@@ -75,15 +71,9 @@ class CallStream(trio.abc.HalfCloseableStream):
         """End our half; the caller may go on sending."""
         await self._framed.raw.send_eof()
 
-    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
         """Bytes from the caller; none when it has ended its half."""
-        if not self._rest:
-            try:
-                self._rest = await self._ahead.receive()
-            except trio.EndOfChannel:
-                return b""
-        taken, self._rest = self._rest[:max_bytes], self._rest[len(self._rest[:max_bytes]) :]
-        return taken
+        return await self._framed.receive_some(max_bytes)
 
     def reset(self, code: int) -> None:
         """Tear both halves down at once; the caller sees a reset stream."""
@@ -92,15 +82,6 @@ class CallStream(trio.abc.HalfCloseableStream):
     async def aclose(self) -> None:
         """Close both halves."""
         await self._framed.raw.aclose()
-
-    async def read_ahead(self, on_gone: Callable[[], None]) -> None:
-        """Feed `receive_some` until the caller ends its half; `on_gone` when it broke the stream."""
-        with self._ahead_in:
-            try:
-                while chunk := await self._framed.receive_some(_CHUNK):
-                    await self._ahead_in.send(bytes(chunk))
-            except STREAM_ERRORS:
-                on_gone()
 
 
 class Call:
@@ -119,14 +100,22 @@ class Call:
         self.body: Any = request.body
         self.replied = False
         self._scope = scope
-        self._stream = CallStream(framed)
+        self._framed = framed
+        self._stream: CallStream | None = None
 
     @property
     def stream(self) -> CallStream:
         """The raw stream. Only after `reply`: before it the caller still waits for a frame."""
+        if self._stream is None:
+            self._stream = CallStream(self.frames)
+        return self._stream
+
+    @property
+    def frames(self) -> FramedStream:
+        """The same stream for a method that goes on in frames."""
         if not self.replied:
             raise RuntimeError("await call.reply(body) before using call.stream")
-        return self._stream
+        return self._framed
 
     @property
     def remaining(self) -> float:
@@ -139,7 +128,7 @@ class Call:
             raise RuntimeError(f"{self.method} was already answered")
         self.replied = True
         self._scope.deadline = math.inf
-        await self._stream.send_all(encode_frame(Response.success(body)))
+        await self._framed.raw.send_all(encode_frame(Response.success(body)))
 
 
 Handler = Callable[[Call], Awaitable[Any]]
@@ -165,7 +154,7 @@ class RpcServer:
             if request is not None:
                 await self._answer(request, framed, caller, slots)
             ending = None
-            await raw.aclose()
+            raw.close_now()
         except RemoteProtocolError as error:
             self.stats.frames_malformed += 1
             self.log.warning("malformed call", peer=str(caller.peer), error=str(error))
@@ -177,22 +166,28 @@ class RpcServer:
                 raw.reset(ending)
 
     async def _read_request(self, framed: FramedStream) -> Request | None:
-        with trio.move_on_after(self.header_timeout):
-            payload = await framed.read_frame()
-            return None if payload is None else Request.from_value(codec.decode(payload))
-        raise RemoteProtocolError("rpc.slow-header", f"no complete request within {self.header_timeout:g} s")
+        try:
+            payload = framed.read_frame_nowait()
+        except trio.WouldBlock:
+            with trio.move_on_after(self.header_timeout) as scope:
+                payload = await framed.read_frame()
+            if scope.cancelled_caught:
+                raise RemoteProtocolError(
+                    "rpc.slow-header", f"no complete request within {self.header_timeout:g} s"
+                ) from None
+        return None if payload is None else Request.from_value(codec.decode(payload))
 
     async def _answer(self, request: Request, framed: FramedStream, caller: Caller, slots: Slots) -> None:
         handler = self.handlers.get(request.method)
         if handler is None:
             text = f"this machine has no method {request.method}"
-            await framed.raw.send_all(encode_frame(Response.failure(codes.UNIMPLEMENTED, text)))
+            await _send_last(framed.raw, encode_frame(Response.failure(codes.UNIMPLEMENTED, text)))
         elif request.method in self.unlimited:
             await self._handle(handler, request, framed, caller)
         elif not slots.take():
             self.stats.calls_busy += 1
             text = f"{slots.limit} calls of yours are at work: try again later"
-            await framed.raw.send_all(encode_frame(Response.failure(codes.BUSY, text)))
+            await _send_last(framed.raw, encode_frame(Response.failure(codes.BUSY, text)))
         else:
             try:
                 await self._handle(handler, request, framed, caller)
@@ -207,7 +202,7 @@ class RpcServer:
         if answer is None:
             framed.raw.reset(codes.RESET_HANDLER)
         elif not call.replied:
-            await framed.raw.send_all(answer)
+            await _send_last(framed.raw, answer)
 
     async def _run(self, handler: Handler, call: Call, scope: trio.CancelScope) -> bytes | None:
         """The handler's answer as a frame.
@@ -221,19 +216,22 @@ class RpcServer:
             gone = True
             scope.cancel()
 
-        answer: bytes | None
-        answer = encode_frame(Response.failure(codes.DEADLINE, f"{call.method} did not finish in time"))
+        answer: bytes | None = None
+        raw = call._framed.raw
         try:
             with scope:
-                async with trio.open_nursery() as nursery:
-                    nursery.start_soon(call._stream.read_ahead, caller_gone)
-                    body = await handler(call)
-                    answer = b"" if call.replied else encode_frame(Response.success(body))
-                    nursery.cancel_scope.cancel()
+                raw.watch(caller_gone)
+                body = await handler(call)
+                answer = b"" if call.replied else encode_frame(Response.success(body))
+            if scope.cancelled_caught:
+                text = f"{call.method} did not finish in time"
+                answer = encode_frame(Response.failure(codes.DEADLINE, text))
         # Not a plain `except`: when the connection ends, the handler's error and Trio's cancellation come
         # as one group, of which the cancellation has to go on.
         except* Exception as errors:  # noqa: BLE001 - what a handler raises ends its call, never the node
             answer = self._failed(call, errors)
+        finally:
+            raw.watch(None)
         return None if gone else answer
 
     def _failed(self, call: Call, error: ExceptionGroup[Exception]) -> bytes | None:
@@ -251,6 +249,14 @@ class RpcServer:
 
     def _seconds(self, request: Request) -> float:
         return min(self.longest_deadline, request.deadline_ms / 1000)
+
+
+async def _send_last(raw: RawStream, data: bytes) -> None:
+    """Send the whole answer; waits only while there is no room."""
+    try:
+        raw.send_last_nowait(data)
+    except trio.WouldBlock:
+        await raw.send_last(data)
 
 
 def _unwrapped(error: Exception) -> Exception:

@@ -81,7 +81,8 @@ class Connection(Generic[T]):
         self._streams: dict[int, Stream] = {}
         self._stalled: dict[Stream, None] = {}
         self._incoming: deque[Stream] = deque()
-        self._incoming_news = trio.Event()
+        self._acceptors = trio.lowlevel.ParkingLot()
+        self._called = False
         self._slots_news = trio.Event()
         self._ready = False
         self._over = False
@@ -129,23 +130,48 @@ class Connection(Generic[T]):
         The peer's ``accept_stream()`` returns it when the first byte, end of stream or reset is sent on it.
         """
         await trio.lowlevel.checkpoint()
+        while True:
+            try:
+                return self.open_stream_nowait()
+            except trio.WouldBlock:
+                self._slots_news = trio.Event() if self._slots_news.is_set() else self._slots_news
+                await self._slots_news.wait()
+
+    def open_stream_nowait(self) -> Stream:
+        """``open_stream()`` without a checkpoint. Raises :class:`trio.WouldBlock` where that would wait."""
         self._check_open()
-        while not self._core.can_open():
-            self._slots_news = trio.Event() if self._slots_news.is_set() else self._slots_news
-            await self._slots_news.wait()
-            self._check_open()
+        if not self._core.can_open():
+            raise trio.WouldBlock
         return self._add_stream(self._core.open_stream())
 
     async def accept_stream(self) -> Stream:
         """The next stream that the peer has opened. Streams that had arrived can be had after the
         connection's end.
         """
-        await trio.lowlevel.checkpoint()
+        if self._incoming:
+            await trio.lowlevel.checkpoint()
         while not self._incoming:
             self._check_open()
-            self._incoming_news = trio.Event() if self._incoming_news.is_set() else self._incoming_news
-            await self._incoming_news.wait()
-        return self._incoming.popleft()
+            await self._acceptors.park()
+            self._called = False
+        return self.accept_stream_nowait()
+
+    def accept_stream_nowait(self) -> Stream:
+        """``accept_stream()`` without a checkpoint. Raises :class:`trio.WouldBlock` where that would wait."""
+        if not self._incoming:
+            self._check_open()
+            raise trio.WouldBlock
+        stream = self._incoming.popleft()
+        self._call_acceptor()
+        return stream
+
+    def _call_acceptor(self) -> None:
+        """Wake one waiting ``accept_stream()`` if there is something to accept and none is on its way. Who takes a stream
+        calls the next: what one task can accept in a row wakes no other.
+        """
+        if self._incoming and not self._called and len(self._acceptors):
+            self._called = True
+            self._acceptors.unpark()
 
     async def aclose(self, code: int = 0, reason: str = "") -> None:
         """Close at once; the peer gets :class:`ConnectionClosed` with ``code`` and the first 200 bytes of
@@ -324,7 +350,7 @@ class Connection(Generic[T]):
         if stream is None:
             stream = self._add_stream(stream_id)
             self._incoming.append(stream)
-            self._incoming_news.set()
+            self._call_acceptor()
         return stream
 
     def _on_stopped(self, stream_id: int, code: int) -> None:
@@ -367,5 +393,6 @@ class Connection(Generic[T]):
             stream.on_disconnected(error or trio.ClosedResourceError("this connection was closed here"))
         self._streams.clear()
         self._port.on_over(self, farewell or [])
-        for event in (self.settled, self.closed, self._incoming_news, self._slots_news):
+        self._acceptors.unpark_all()
+        for event in (self.settled, self.closed, self._slots_news):
             event.set()

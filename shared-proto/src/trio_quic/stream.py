@@ -1,5 +1,6 @@
 """One bidirectional QUIC stream as a :class:`trio.abc.HalfCloseableStream`."""
 
+from collections.abc import Callable
 from typing import Protocol
 
 import trio
@@ -60,6 +61,7 @@ class Stream(trio.abc.HalfCloseableStream):
         self._writable: trio.Event | None = None
         self._reading = False
         self._writing = False
+        self._on_broken: Callable[[], None] | None = None
 
     def __repr__(self) -> str:
         return f"<trio_quic.Stream {self._id}>"
@@ -92,6 +94,14 @@ class Stream(trio.abc.HalfCloseableStream):
             return self._take(max_bytes)
         finally:
             self._reading = False
+
+    def receive_nowait(self, max_bytes: int = DEFAULT_READ) -> bytes:
+        """What ``receive_some()`` would return without waiting. Raises :class:`trio.WouldBlock` if it would wait."""
+        if self._reading:
+            raise trio.BusyResourceError("another task is already reading this stream")
+        if not self._has_news():
+            raise trio.WouldBlock
+        return self._take(max_bytes)
 
     async def receive_all(self, max_bytes: int) -> bytes:
         """Everything up to the peer's end of stream, in one piece. Raises ValueError as soon as it is more than
@@ -198,20 +208,26 @@ class Stream(trio.abc.HalfCloseableStream):
         """``send_all(data)`` and ``send_eof()`` in one, and so in one datagram if there is room: for a request or an
         answer that is whole.
         """
-        if len(data) > self._room():
-            await self.send_all(data)
-            await self.send_eof()
-            return
-        self._start_writing()
         try:
             await trio.lowlevel.checkpoint_if_cancelled()
-            self._check_sending()
-            self._fin_sent = True
-            self._core.send(self._id, data, fin=True)
-            self._owner.wake()
+            self.send_last_nowait(data)
             await trio.lowlevel.cancel_shielded_checkpoint()
-        finally:
-            self._writing = False
+        except trio.WouldBlock:
+            await self.send_all(data)
+            await self.send_eof()
+
+    def send_last_nowait(self, data: bytes) -> None:
+        """``send_last(data)`` without a checkpoint. Raises :class:`trio.WouldBlock`, having sent nothing, if the send
+        buffer has no room for all of it.
+        """
+        self._start_writing()
+        self._writing = False
+        self._check_sending()
+        if len(data) > self._room():
+            raise trio.WouldBlock
+        self._fin_sent = True
+        self._core.send(self._id, data, fin=True)
+        self._owner.wake()
 
     async def wait_send_all_might_not_block(self) -> None:
         """Wait until there is room in the send buffer."""
@@ -262,19 +278,32 @@ class Stream(trio.abc.HalfCloseableStream):
 
     # -- ending
 
+    def watch(self, on_broken: Callable[[], None] | None) -> None:
+        """Have ``on_broken`` called when the peer abandons the stream in either direction, or the connection ends, and at
+        once if that was before: for who works for the peer and neither reads nor writes meanwhile. Not after this side
+        has closed or reset the stream; None: nobody watches any more.
+        """
+        self._on_broken = None if self._closed else on_broken
+        if on_broken is not None and (self._receive_error or self._send_error) is not None:
+            on_broken()
+
     async def aclose(self) -> None:
         """Close both directions: an end of stream for the peer to read, and no interest in what it still
         sends.
 
         Closes at once even when cancelled.
         """
+        self.close_now()
+        await trio.lowlevel.checkpoint()
+
+    def close_now(self) -> None:
+        """``aclose()`` without a checkpoint."""
         if not self._closed:
             if self._torn:
                 self._core.reset(self._id, 0)
             elif not self._fin_sent and self._send_error is None:
                 self._finish_sending()
             self._end(0)
-        await trio.lowlevel.checkpoint()
 
     def reset(self, code: int = 0) -> None:
         """Abandon both directions at once: the peer's calls raise :class:`StreamReset` with this application
@@ -290,6 +319,7 @@ class Stream(trio.abc.HalfCloseableStream):
 
     def _end(self, code: int) -> None:
         self._closed = True
+        self._on_broken = None
         self._received.clear()
         self._core.stop(self._id, code)
         self._owner.forget(self)
@@ -311,18 +341,18 @@ class Stream(trio.abc.HalfCloseableStream):
         """The peer abandoned its sending side: what was not read is gone."""
         self._received.clear()
         self._receive_error = StreamReset(code)
-        self._notify()
+        self._broken()
 
     def on_stopped(self, code: int) -> None:
         """The peer wants no more of what we send."""
         self._send_error = StreamReset(code)
-        self._notify()
+        self._broken()
 
     def on_disconnected(self, error: Exception) -> None:
         """The connection is over. What has arrived can still be read."""
         self._receive_error = self._receive_error or error
         self._send_error = self._send_error or error
-        self._notify()
+        self._broken()
 
     def on_progress(self) -> bool:
         """Acknowledgements have come in; half-full is low enough to wake a sender. Returns whether nobody waits
@@ -332,6 +362,11 @@ class Stream(trio.abc.HalfCloseableStream):
             self._writable.set()
             self._writable = None
         return self._writable is None
+
+    def _broken(self) -> None:
+        self._notify()
+        if self._on_broken is not None:
+            self._on_broken()
 
     def _notify(self) -> None:
         if self._readable is not None:

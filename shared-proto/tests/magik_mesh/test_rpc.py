@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import structlog
 import trio
@@ -12,6 +14,7 @@ from trio.testing import MockClock, memory_stream_pair
 from magik_mesh import Call, CallRefused, RpcFailed, Stats, codes
 from magik_mesh.rpc_client import ask, calling
 from magik_mesh.rpc_server import Caller, Handler, RpcServer, Slots
+from magik_mesh.streams import FramedStream
 from magik_mesh.testing import identity_of
 from magik_proto import codec
 from magik_proto.rpc import Request, encode_frame
@@ -30,6 +33,7 @@ class End:
     broken: int | None = None  # the code with which the other end reset it
     was_reset: int | None = None  # the code with which this end did
     _scopes: list[trio.CancelScope] = field(factory=list)
+    _on_broken: Callable[[], None] | None = None
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         self._check()
@@ -37,6 +41,21 @@ class End:
 
     async def send_eof(self) -> None:
         await self.stream.send_eof()
+
+    async def send_last(self, data: bytes) -> None:
+        await self.send_all(data)
+        await self.send_eof()
+
+    def send_last_nowait(self, data: bytes) -> None:
+        raise trio.WouldBlock
+
+    def receive_nowait(self) -> bytes:
+        raise trio.WouldBlock
+
+    def watch(self, on_broken: Callable[[], None] | None) -> None:
+        self._on_broken = on_broken
+        if on_broken is not None and self.broken is not None:
+            on_broken()
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
         with trio.CancelScope() as scope:
@@ -52,9 +71,15 @@ class End:
         self.other.broken = code
         for scope in self.other._scopes:
             scope.cancel()
+        if self.other._on_broken is not None:
+            self.other._on_broken()
 
     async def aclose(self) -> None:
         await self.stream.aclose()
+
+    def close_now(self) -> None:
+        self.stream.send_stream.close()  # type: ignore[attr-defined]
+        self.stream.receive_stream.close()  # type: ignore[attr-defined]
 
     def _check(self) -> None:
         if self.broken is not None:
@@ -284,3 +309,23 @@ async def test_a_failure_after_the_reply_resets_the_stream() -> None:
         with pytest.raises(StreamReset):
             async with calling(ours, METHOD, None, 1000) as (_, stream):
                 await stream.receive_some()
+
+
+async def test_frames_are_read_in_time_linear_in_their_bytes() -> None:
+    """However they are cut: as small ones in large pieces, and as a large one in small pieces."""
+    ours, theirs = pair()
+    framed = FramedStream(theirs)
+    async with trio.open_nursery() as nursery:
+
+        async def send() -> None:
+            await ours.send_all(encode_frame(0) * 10_000)
+            large = encode_frame(bytes(100_000))
+            for start in range(0, len(large), 1000):
+                await ours.send_all(large[start : start + 1000])
+            await ours.send_eof()
+
+        nursery.start_soon(send)
+        for _ in range(10_000):
+            assert await framed.read_frame() == b"\x00"
+        assert codec.decode(await framed.read_frame() or b"") == bytes(100_000)
+        assert await framed.read_frame() is None
