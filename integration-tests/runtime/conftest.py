@@ -11,8 +11,10 @@ from typing import Any
 
 import pytest
 import trio
+from attrs import evolve
 
 from machineplane.runtime import (
+    HostPolicy,
     LogOptions,
     PodStatus,
     Runtime,
@@ -79,17 +81,26 @@ class Bench:
         self.folder = folder
         self.zygote = zygote
         self.network = NoNetwork()
+        self.objects: dict[tuple[str, str], dict[str, Any]] = {}
         self.config = RuntimeConfig(
             state_dir=folder / "state",
             run_dir=folder / "run",
             cgroup_parent=f"magik-test-{folder.name[-8:]}",
             node_name="bench",
+            host_ip="192.0.2.1",
         )
+
+    def allow(self, **policy: Any) -> None:
+        """Open the next runtime with another policy of this machine."""
+        self.config = evolve(self.config, policy=HostPolicy(**policy))
+
+    def lookup(self, records: bytes, kind: str, namespace: str, name: str) -> dict[str, Any] | None:
+        return self.objects.get((kind, name))
 
     @asynccontextmanager
     async def open(self, *, keep: bool = False) -> AsyncIterator[Runtime]:
         """A runtime; its pods are stopped at the end, so that a failed test leaves nothing either (but ``keep``)."""
-        async with open_runtime(self.config, self.network, self.zygote) as runtime:
+        async with open_runtime(self.config, self.network, self.zygote, self.lookup) as runtime:
             archive = self.folder / "busybox.tar"
             if not archive.exists():
                 busybox_image(archive)

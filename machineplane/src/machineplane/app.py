@@ -13,7 +13,7 @@ import os
 import random
 import time
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from ipaddress import ip_address
 from typing import Any
 
@@ -27,7 +27,7 @@ from machineplane.fabric.disposals import Disposals
 from machineplane.fabric.events import Events
 from machineplane.fabric.follow import Follower
 from machineplane.fabric.guardian import Guardian, Outcome
-from machineplane.fabric.holdings import Holdings
+from machineplane.fabric.holdings import Holdings, HoldingsFull
 from machineplane.fabric.manifests import Manifest
 from machineplane.fabric.nodes import Host, node_labels, node_object
 from machineplane.fabric.objects import render
@@ -42,12 +42,16 @@ from machineplane.kubeapi.server import ApiAddresses, ApiConfig, serve_api
 from machineplane.linux.addresses import own_addresses
 from machineplane.linux.files import replace_file
 from machineplane.podaccess import PodAccess
+from machineplane.references import References, records_in
 from machineplane.runtime import (
     EngineStatus,
+    HostPolicy,
     LogOptions,
     PodError,
     PodGone,
+    PodSpecError,
     Runtime,
+    check_spec,
     pod_status_json,
 )
 from machineplane.scheduling.capacity import architecture, read_capacity
@@ -86,11 +90,24 @@ def format_host(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
 
+def machine_addresses(config: Config) -> tuple[str, ...]:
+    """Where others reach this machine, the best first."""
+    host, subnet = config.rest_api_host, config.pod_subnet
+    found = own_addresses(subnet) if is_any(host) and subnet else (host,)
+    return found or ("127.0.0.1",)
+
+
 class Machine:
     """All rooms of one daemon, joined. Made inside the daemon's nursery; `start` sets everything going."""
 
     def __init__(
-        self, config: Config, credentials: Credentials, runtime: Runtime, node: Node, nursery: trio.Nursery
+        self,
+        config: Config,
+        credentials: Credentials,
+        runtime: Runtime,
+        node: Node,
+        references: References,
+        nursery: trio.Nursery,
     ) -> None:
         self.config = config
         self.credentials = credentials
@@ -98,9 +115,7 @@ class Machine:
         self.node = node
         self.nursery = nursery
         self.log = structlog.get_logger()
-        host, subnet = config.rest_api_host, config.pod_subnet
-        found = own_addresses(subnet) if is_any(host) and subnet else (host,)
-        self.addresses = found or ("127.0.0.1",)
+        self.addresses = machine_addresses(config)
         self.default_runtime = self._pick_default_runtime()
         self.facts = self._read_facts()
         own = credentials.identity.peer_id
@@ -109,6 +124,8 @@ class Machine:
         self.view = View(own, clock)
         self.view.render = lambda group: render(self.view, group)
         self.view.on_change = self._view_changed
+        self.references = references
+        references.known = self.view
         self.holdings = Holdings()
         self.events = Events(self.table, wall_ms, config.node_name)
         self.follower = Follower(node, self.table, self.view)
@@ -176,6 +193,8 @@ class Machine:
         """Adopt what runs, start every room's task, open the API, and say that the machine is ready."""
         for workload in self.keeper.adopt():
             self.guardian.hold(workload)
+        for state in self.runtime.pods():
+            self.nursery.start_soon(self._hold_records, state.uid)
         self._count_capacity()
         self._show_node()
         start_soon = self.nursery.start_soon
@@ -218,6 +237,12 @@ class Machine:
     def _mesh_address(self) -> str:
         host, port = self.node.address[:2]
         return format_address(self.addresses[0] if is_any(host) else host, port)
+
+    async def _hold_records(self, uid: str) -> None:
+        """What an adopted pod refers to is given to the fabric again: nobody else may have it any more."""
+        with suppress(PodError, HoldingsFull):
+            for record in records_in(await self.runtime.records(uid)):
+                self.guardian.hold(record)
 
     # -- what this machine is
 
@@ -305,11 +330,16 @@ class Machine:
         """Why no machine could ever run this manifest's pods; None where one might."""
         if not manifest.runs_pods:
             return None
+        spec = manifest.template["spec"]
         try:
-            requirements_of(manifest.template["spec"], manifest.annotations, self.default_runtime)
-            priority_of(manifest.template["spec"])
-        except RequirementsError as error:
-            return str(error)
+            requirements_of(spec, manifest.annotations, self.default_runtime)
+            priority_of(spec)
+            check_spec(spec, HostPolicy.everything())
+        except (RequirementsError, PodSpecError) as error:
+            said, inner = str(error), "spec." if manifest.kind == "Pod" else "spec.template.spec."
+            return said.replace("spec.", inner, 1) if said.startswith("spec.") else said
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            return f"spec is malformed: {error!r}"
         return None
 
     async def _tender(self, manifest: Manifest, replicas: int, taken: dict[PeerId, int]) -> Outcome:
@@ -333,7 +363,8 @@ class Machine:
         except ValueError as error:  # RequirementsError is one
             raise DeployFailed(str(error)) from error
         try:
-            return await self.keeper.deploy(workload, award, receipt, engine)
+            records = self.references.collect(workload.resource.namespace, spec)
+            return await self.keeper.deploy(workload, award, receipt, engine, records)
         except DeployError as error:
             raise DeployFailed(str(error)) from error
 

@@ -42,6 +42,7 @@ from magik_proto.records import Workload
 from magik_proto.signing import new_nonce, sign
 
 REVISION = "deployment.kubernetes.io/revision"
+_FIELD = re.compile(r"spec(\.\w+|\[\d+\])+")  # with which a refusal begins that is about one field
 _VERSION = re.compile("[0-9]{1,20}")  # 64 bits have no more digits
 
 
@@ -255,7 +256,8 @@ class FabricBackend:
         except ValueError as error:
             problem = str(error)
         if problem is not None:
-            cause = Cause("FieldValueInvalid", problem, "spec")
+            where = _FIELD.match(problem)
+            cause = Cause("FieldValueInvalid", problem, where[0] if where else "spec")
             raise ApiError.invalid(kind.kind_subject(record.resource.name), [cause])
 
     async def replace(

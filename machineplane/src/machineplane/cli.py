@@ -88,6 +88,21 @@ _UDP_PORT = "UDP port of the mesh; 0: any free one."
 @click.option(
     "--label", "labels", type=LabelType(), multiple=True, help="A label of this machine; may be repeated."
 )
+@click.option("--allow-privileged", is_flag=True, help="Let pods have privileged containers.")
+@click.option(
+    "--allow-host-path",
+    "allow_host_paths",
+    multiple=True,
+    metavar="PATH",
+    help="Let pods mount what lies below PATH of this machine (hostPath volumes); may be repeated.",
+)
+@click.option(
+    "--allow-sysctl",
+    "allow_sysctls",
+    multiple=True,
+    metavar="NAME",
+    help="Let pods set this kernel setting of their own namespaces, beside the safe ones; may be repeated.",
+)
 @click.option(
     "--dht-refresh-interval-secs",
     type=float,
@@ -163,6 +178,9 @@ _AS_IS = (
     "ephemeral_keys",
     "signing_ephemeral",
     "kem_ephemeral",
+    "allow_privileged",
+    "allow_host_paths",
+    "allow_sysctls",
 )
 
 

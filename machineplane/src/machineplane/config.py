@@ -53,6 +53,9 @@ class Config:
     signing_ephemeral: bool = False
     kem_ephemeral: bool = False
     labels: tuple[tuple[str, str], ...] = ()
+    allow_privileged: bool = False
+    allow_host_paths: tuple[str, ...] = ()
+    allow_sysctls: tuple[str, ...] = ()
 
     def __attrs_post_init__(self) -> None:
         problem = next(self._problems(), None)
@@ -94,6 +97,9 @@ class Config:
         parts = self.cgroup_parent.strip("/").split("/")
         if not {"", ".", ".."}.isdisjoint(parts):
             yield f"--cgroup-parent {self.cgroup_parent!r}: a path below the root of the hierarchy is needed"
+        for path in self.allow_host_paths:
+            if not path.startswith("/") or ".." in path.split("/"):
+                yield f"--allow-host-path {path}: an absolute path without '..' is needed"
         if self.pod_subnet is not None and not 16 <= self.pod_subnet.prefixlen <= 28:
             yield f"--pod-subnet {self.pod_subnet}: take a network of /16 to /28"
 

@@ -9,14 +9,16 @@ import structlog
 import trio
 from attrs import evolve
 
-from machineplane.app import DaemonError, Machine, wall_ms
+from machineplane.app import DaemonError, Machine, machine_addresses, wall_ms
 from machineplane.config import Config, default_node_name, pod_subnet
 from machineplane.keys import Credentials, KeyFileError, load_credentials
 from machineplane.kubeapi.errors import PortTaken
 from machineplane.linux.nft import NftError
 from machineplane.podnet import PodNetConfig, PodNetworkError, open_pod_network
 from machineplane.privileges import missing_privileges
+from machineplane.references import References
 from machineplane.runtime import (
+    HostPolicy,
     ImageError,
     RuntimeConfig,
     RuntimeFault,
@@ -50,6 +52,13 @@ def run(config: Config) -> int:
         cgroup_parent=config.cgroup_parent,
         default_engine=config.runtime,
         node_name=config.node_name,
+        host_ip=machine_addresses(config)[0],
+        policy=HostPolicy(
+            privileged=config.allow_privileged,
+            host_paths=config.allow_host_paths,
+            sysctls=config.allow_sysctls,
+            seccomp_dir=config.state_dir / "seccomp",
+        ),
     )
     problem = None  # raised after the block: what `except*` raises, some Pythons wrap in a group again
     try:
@@ -132,11 +141,14 @@ async def _run_machine(
     assert config.pod_subnet is not None
     async with AsyncExitStack() as stack:
         network = await stack.enter_async_context(open_pod_network(PodNetConfig(subnet=config.pod_subnet)))
-        runtime = await stack.enter_async_context(open_runtime(runtime_config, network, zygote))
+        references = References()
+        runtime = await stack.enter_async_context(
+            open_runtime(runtime_config, network, zygote, references.lookup)
+        )
         nursery = await stack.enter_async_context(trio.open_nursery())
         node = await stack.enter_async_context(open_node(_node_config(config, credentials)))
         # No await between these two: nothing is served before every room has registered its handlers.
-        machine = Machine(config, credentials, runtime, node, nursery)
+        machine = Machine(config, credentials, runtime, node, references, nursery)
         await machine.start()
         await trio.sleep_forever()
 

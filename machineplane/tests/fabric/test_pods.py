@@ -38,7 +38,7 @@ class FakeRuntime:
         self.graces: list[float | None] = []
         self.may_stop = trio.Event()
 
-    async def run_pod(self, pod: dict[str, Any], attachment: bytes, *, engine: str) -> State:
+    async def run_pod(self, pod: dict[str, Any], attachment: bytes, *, engine: str, records: bytes) -> State:
         await trio.sleep(0.1)
         uid = pod["metadata"]["uid"]
         self.states[uid] = State(uid, pod, attachment, self.phase, "StartError", "no such program")

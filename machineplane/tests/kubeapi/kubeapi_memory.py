@@ -166,11 +166,12 @@ class MemoryBackend:
             raise ApiError.conflict(kind.subject(name))
         new = deepcopy(obj)
         for field in ("uid", "creationTimestamp", "generation", "resourceVersion"):
-            new["metadata"][field] = old["metadata"][field]
+            if field in old["metadata"]:
+                new["metadata"][field] = old["metadata"][field]
         if new == old or dry_run:
             return new
         if new.get("spec") != old.get("spec"):
-            new["metadata"]["generation"] += 1
+            new["metadata"]["generation"] = new["metadata"].get("generation", 0) + 1
         self._put(kind, new)
         if kind == DEPLOYMENT:
             self._reconcile(new)

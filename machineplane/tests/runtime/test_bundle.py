@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from machineplane.runtime.bundle import BundleContext, check_pod, container_config, infra_config
+from machineplane.runtime.bundle import BundleContext, HostPolicy, check_pod, container_bundle, infra_config
 from machineplane.runtime.bundle.env import arguments, expand
+from machineplane.runtime.bundle.fields import Place
 from machineplane.runtime.bundle.quantity import byte_count, linux_resources, quantity
 from machineplane.runtime.bundle.users import capabilities, process_user
 from machineplane.runtime.errors import PodSpecError
@@ -30,9 +31,18 @@ def configure(pod, image=None, **context):
     }
     folder = Path("/var/lib/magik/pods/u-1")
     made = BundleContext(
-        pod=pod, pod_dir=folder, bundle=folder / "b", cgroup="/magik/u-1/c", **(defaults | context)
+        pod=pod,
+        pod_dir=folder,
+        bundle=folder / "b",
+        private=folder / "private/c",
+        cgroup="/magik/u-1/c",
+        **(defaults | context),
     )
-    return container_config(pod["spec"]["containers"][0], made)
+    return container_bundle(pod["spec"]["containers"][0], made)
+
+
+def config(pod, image=None, **context):
+    return configure(pod, image, **context).config
 
 
 @pytest.mark.parametrize(
@@ -74,8 +84,10 @@ def test_environment_has_image_then_spec_then_fields():
         {"name": "APP", "valueFrom": {"fieldRef": {"fieldPath": "metadata.labels['app']"}}},
         {"name": "URL", "value": "http://$(IP)/"},
     ]
-    made = configure(
-        make_pod({"env": env}), ImageConfig(cmd=("sh",), env=("APP=old", "LANG=C")), pod_ip="10.0.0.9"
+    made = config(
+        make_pod({"env": env}),
+        ImageConfig(cmd=("sh",), env=("APP=old", "LANG=C")),
+        place=Place(pod_ip="10.0.0.9"),
     )
     values = dict(entry.split("=", 1) for entry in made["process"]["env"])
     assert (values["APP"], values["LANG"], values["URL"]) == ("web", "C", "http://10.0.0.9/")
@@ -83,13 +95,13 @@ def test_environment_has_image_then_spec_then_fields():
 
 
 def test_unsupported_env_source_is_named():
-    env = [{"name": "S", "valueFrom": {"secretKeyRef": {"name": "x", "key": "y"}}}]
-    with pytest.raises(PodSpecError, match="secretKeyRef"):
-        configure(make_pod({"env": env}))
+    env = [{"name": "S", "valueFrom": {"fileKeyRef": {"path": "x", "key": "y"}}}]
+    with pytest.raises(PodSpecError, match=r"spec.containers\[0\].env\[0\].valueFrom.fileKeyRef"):
+        check_pod(make_pod({"env": env}), HostPolicy())
 
 
 def test_namespaces_are_the_infra_containers():
-    kinds = {n["type"]: n.get("path") for n in configure(make_pod())["linux"]["namespaces"]}
+    kinds = {n["type"]: n.get("path") for n in config(make_pod())["linux"]["namespaces"]}
     assert kinds == {
         "pid": None,
         "mount": None,
@@ -132,21 +144,37 @@ def test_capabilities_add_drop_and_no_devices_without_a_filter():
         ({}, {"hostNetwork": True}, "hostNetwork"),
         ({}, {"volumes": [{"name": "v", "hostPath": {"path": "/"}}]}, "hostPath"),
         ({"securityContext": {"privileged": True}}, {}, "privileged"),
-        ({"lifecycle": {"preStop": {}}}, {}, "lifecycle"),
+        ({"lifecycle": {"preStop": {"tcpSocket": {"port": 1}}}}, {}, "lifecycle.preStop says tcpSocket"),
+        ({"lifecycle": {"preStop": {}}}, {}, "preStop says nothing"),
         ({"volumeMounts": [{"name": "none", "mountPath": "/x"}]}, {}, "none"),
         ({"name": "Not_A_Label"}, {}, "DNS label"),
         ({}, {"restartPolicy": "Sometimes"}, "Sometimes"),
         ({}, {"containers": []}, "containers is empty"),
-        ({"securityContext": {"seccompProfile": {"type": "RuntimeDefault"}}}, {}, "seccompProfile"),
+        ({"securityContext": {"seccompProfile": {"type": "Localhost", "localhostProfile": "x"}}}, {}, "'x'"),
+        ({"securityContext": {"seccompProfile": {"type": "Mine"}}}, {}, "seccompProfile.type"),
+        ({"restartPolicy": "Always"}, {}, "restartPolicy"),
+        ({}, {"securityContext": {"sysctls": [{"name": "kernel.panic", "value": "1"}]}}, "kernel.panic"),
+        (
+            {},
+            {"securityContext": {"sysctls": [{"name": "net.core.somaxconn", "value": "1"}]}},
+            "allow-sysctl",
+        ),
+        ({}, {"activeDeadlineSeconds": 0}, "activeDeadlineSeconds"),
+        ({}, {"volumes": [{"name": "v", "nfs": {"path": "/"}}]}, r"volumes\[0\].nfs"),
+        (
+            {},
+            {"volumes": [{"name": "v", "projected": {"sources": [{"serviceAccountToken": {"path": "t"}}]}}]},
+            "Token",
+        ),
     ],
 )
 def test_what_is_not_done_is_refused_by_name(container, spec, name):
     with pytest.raises(PodSpecError, match=name):
-        check_pod(make_pod(container, **spec), allow_privileged=False)
+        check_pod(make_pod(container, **spec), HostPolicy(privileged=False))
 
 
 def test_privileged_is_a_matter_of_configuration():
-    check_pod(make_pod({"securityContext": {"privileged": True}}), allow_privileged=True)
+    check_pod(make_pod({"securityContext": {"privileged": True}}), HostPolicy(privileged=True))
 
 
 def test_infra_container_is_nobody_with_nothing():
@@ -156,6 +184,7 @@ def test_infra_container_is_nobody_with_nothing():
         pod=pod,
         pod_dir=folder,
         bundle=folder,
+        private=folder,
         cgroup="/g",
         cgroup_mode="none",
         image=ImageConfig(cmd=("/pause",)),

@@ -47,7 +47,9 @@ class PodState(Protocol):
 class PodRuntime(Protocol):
     """The runtime as this room needs it."""
 
-    async def run_pod(self, pod: dict[str, Any], attachment: bytes, *, engine: str) -> PodState: ...
+    async def run_pod(
+        self, pod: dict[str, Any], attachment: bytes, *, engine: str, records: bytes
+    ) -> PodState: ...
     async def stop_pod(self, uid: str, grace_s: float | None = None) -> None: ...
     def pods(self) -> Iterable[PodState]: ...
     def status(self, state: Any) -> dict[str, Any]: ...
@@ -137,8 +139,12 @@ class PodKeeper:
         """The pods whose deployment is over: they hold capacity here beside what is being deployed."""
         return [self._pods[uid][0] for uid in self._settled]
 
-    async def deploy(self, workload: Workload, award: Award, award_bytes: bytes, engine: str) -> list[str]:
+    async def deploy(
+        self, workload: Workload, award: Award, award_bytes: bytes, engine: str, records: bytes = b""
+    ) -> list[str]:
         """Start the awarded replicas and return the pods' names once all have started.
+
+        ``records`` are the objects that the pods refer to; they are kept with the pods, in memory alone.
 
         Raises DeployError when one has failed for good; the others of the award are then stopped again.
         """
@@ -148,7 +154,7 @@ class PodKeeper:
         failures: list[str] = []
         async with trio.open_nursery() as nursery:
             for pod in pods:
-                nursery.start_soon(self._start, pod, attachment, failures)
+                nursery.start_soon(self._start, pod, attachment, records, failures)
         if failures:
             for pod in pods:
                 self.stop(pod["metadata"]["uid"], 0)
@@ -160,12 +166,14 @@ class PodKeeper:
         suffix = "".join(self._rng.choice(_SUFFIX) for _ in range(5))
         return Birth(str(uuid4()), suffix, self._node_name, str(self._own), rfc3339(self._wall()))
 
-    async def _start(self, pod: Object, attachment: Attachment, failures: list[str]) -> None:
+    async def _start(self, pod: Object, attachment: Attachment, records: bytes, failures: list[str]) -> None:
         uid = pod["metadata"]["uid"]
         self._pods[uid] = (pod, attachment)
         self._put(uid, {"phase": "Pending", "conditions": [], "startTime": rfc3339(self._wall())})
         self._events.record(pod, "Normal", "Scheduled", f"Awarded to machine {self._node_name}")
-        state = await self._runtime.run_pod(pod, attachment.to_bytes(), engine=attachment.engine)
+        state = await self._runtime.run_pod(
+            pod, attachment.to_bytes(), engine=attachment.engine, records=records
+        )
         self.report(state)
         if state.phase == "Failed":
             failures.append(f"{pod['metadata']['name']}: {state.reason} {state.message}".strip())

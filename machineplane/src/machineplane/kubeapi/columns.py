@@ -123,6 +123,10 @@ def _plain(key: str, default: Cell = "") -> Callable[[Object, float], Cell]:
     return lambda obj, now: obj.get(key, default)
 
 
+def _data_count(*maps: str) -> Callable[[Object, float], Cell]:
+    return lambda obj, now: sum(len(obj.get(name) or ()) for name in maps)
+
+
 def _event_subobject(obj: Object, now: float) -> Cell:
     return str((obj.get("involvedObject") or {}).get("fieldPath", ""))
 
@@ -179,6 +183,9 @@ COLUMNS: Final[Mapping[str, tuple[Column, ...]]] = MappingProxyType(
             Column("Kernel-Version", _node_info("kernelVersion"), priority=1),
             Column("Container-Runtime", _node_info("containerRuntimeVersion"), priority=1),
         ),
+        "ConfigMap": (NAME, Column("Data", _data_count("data", "binaryData")), AGE),
+        "Secret": (NAME, Column("Type", _plain("type")), Column("Data", _data_count("data")), AGE),
+        "ServiceAccount": (NAME, Column("Secrets", _data_count("secrets")), AGE),
         "Namespace": (NAME, Column("Status", _status("phase", "Active")), AGE),
         "Event": (
             Column("Last Seen", _event_seen(first=False)),

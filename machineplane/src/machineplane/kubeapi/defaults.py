@@ -4,6 +4,7 @@ Tables of plain defaults per type, and small functions for those that depend on 
 changed in place: callers own them.
 """
 
+import base64
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from types import MappingProxyType
@@ -87,6 +88,13 @@ def _namespace(obj: Object) -> None:
     _fill(obj["spec"], {"finalizers": ["kubernetes"]})
 
 
+def _secret(obj: Object) -> None:
+    """``stringData`` is for writing only: it goes into ``data``, over what is there."""
+    _fill(obj, {"type": "Opaque"})
+    for key, text in (obj.pop("stringData", None) or {}).items():
+        obj.setdefault("data", {})[key] = base64.b64encode(text.encode()).decode("ascii")
+
+
 def _pod_spec(spec: Object) -> None:
     _fill(spec, _POD_SPEC)
     account = spec.get("serviceAccountName") or spec.get("serviceAccount")
@@ -145,5 +153,5 @@ def _volume(volume: Object) -> None:
 
 
 _SETTERS: Final[Mapping[str, Callable[[Object], None]]] = MappingProxyType(
-    {"Pod": _pod, "Deployment": _deployment, "Namespace": _namespace}
+    {"Pod": _pod, "Deployment": _deployment, "Namespace": _namespace, "Secret": _secret}
 )

@@ -155,8 +155,51 @@ EVENT: Final = Kind(
     schema="core.Event",
 )
 
+CONFIG_MAP: Final = Kind(
+    group="",
+    version="v1",
+    kind="ConfigMap",
+    plural="configmaps",
+    singular="configmap",
+    namespaced=True,
+    verbs=READ + WRITE,
+    short_names=("cm",),
+    schema="core.ConfigMap",
+)
+SECRET: Final = Kind(
+    group="",
+    version="v1",
+    kind="Secret",
+    plural="secrets",
+    singular="secret",
+    namespaced=True,
+    verbs=READ + WRITE,
+    schema="core.Secret",
+)
+SERVICE_ACCOUNT: Final = Kind(
+    group="",
+    version="v1",
+    kind="ServiceAccount",
+    plural="serviceaccounts",
+    singular="serviceaccount",
+    namespaced=True,
+    verbs=READ + WRITE,
+    short_names=("sa",),
+    schema="core.ServiceAccount",
+)
+
 #: Everything served, in the order in which ``kubectl api-resources`` and ``kubectl get all`` show it.
-KINDS: Final[tuple[Kind, ...]] = (EVENT, NAMESPACE, NODE, POD, DEPLOYMENT, REPLICA_SET)
+KINDS: Final[tuple[Kind, ...]] = (
+    CONFIG_MAP,
+    EVENT,
+    NAMESPACE,
+    NODE,
+    POD,
+    SECRET,
+    SERVICE_ACCOUNT,
+    DEPLOYMENT,
+    REPLICA_SET,
+)
 
 
 @frozen

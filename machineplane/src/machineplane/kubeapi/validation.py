@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, Final
 
+from .datarules import check_config_map, check_secret, check_unchanged
 from .errors import ApiError
 from .kinds import Kind
 from .names import key_problems, label_problem, subdomain_problem, value_problem
@@ -168,8 +169,13 @@ def _fixed(spec: Object) -> Object:
 
 
 _RULES: Final[Mapping[str, Callable[[Object, Problems], None]]] = MappingProxyType(
-    {"Pod": _pod, "Deployment": _deployment}
+    {"Pod": _pod, "Deployment": _deployment, "ConfigMap": check_config_map, "Secret": check_secret}
 )
 _UPDATE_RULES: Final[Mapping[str, Callable[[Object, Object, Problems], None]]] = MappingProxyType(
-    {"Pod": _pod_update, "Deployment": _deployment_update}
+    {
+        "Pod": _pod_update,
+        "Deployment": _deployment_update,
+        "ConfigMap": check_unchanged,
+        "Secret": check_unchanged,
+    }
 )

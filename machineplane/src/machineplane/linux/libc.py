@@ -1,7 +1,7 @@
-"""The few system calls that Python's ``os`` lacks, by ctypes: namespaces, mounts, prctl.
+"""The few system calls that Python's ``os`` lacks, by ctypes: namespaces, mounts, prctl, openat2.
 
 Every function raises :class:`OSError` with the errno and the path or name it was about. Constants are from
-``<sched.h>``, ``<sys/mount.h>`` and ``<sys/prctl.h>``.
+``<sched.h>``, ``<sys/mount.h>``, ``<sys/prctl.h>`` and ``<linux/openat2.h>``.
 """
 
 import ctypes
@@ -28,6 +28,11 @@ MNT_DETACH = 2
 PR_SET_PDEATHSIG = 1
 PR_SET_NAME = 15
 PR_SET_CHILD_SUBREAPER = 36
+
+_SYS_OPENAT2 = 437  # the same on all architectures
+RESOLVE_NO_MAGICLINKS = 0x02
+RESOLVE_BENEATH = 0x08
+RESOLVE_IN_ROOT = 0x10
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mount.argtypes = (ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_ulong, ctypes.c_char_p)
@@ -71,3 +76,18 @@ def umount(target: str, flags: int = 0) -> None:
 def prctl(option: int, argument: int = 0) -> None:
     """``prctl(2)`` with one integer argument."""
     _check(_libc.prctl(ctypes.c_int(option), ctypes.c_ulong(argument), 0, 0, 0), f"prctl({option})")
+
+
+def openat2(folder: int, path: str, flags: int, resolve: int) -> int:
+    """``openat2(2)`` without a mode: a descriptor of ``path``, looked up from the folder that ``folder`` is open on."""
+    how = b"".join(value.to_bytes(8, "little") for value in (flags | os.O_CLOEXEC, 0, resolve))
+    fd = int(_libc.syscall(_SYS_OPENAT2, folder, os.fsencode(path), how, len(how)))
+    if fd < 0:
+        errno = ctypes.get_errno()
+        raise OSError(errno, os.strerror(errno), path)
+    return fd
+
+
+def open_beneath(folder: int, path: str) -> int:
+    """What is at ``path``, as O_PATH; OSError (EXDEV) if any link on the way leaves ``folder``."""
+    return openat2(folder, path, os.O_PATH, RESOLVE_BENEATH | RESOLVE_NO_MAGICLINKS)

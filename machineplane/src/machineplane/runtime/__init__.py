@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from machineplane.runtime.bundle import HostPolicy, check_spec
     from machineplane.runtime.config import RuntimeConfig
     from machineplane.runtime.engine import EngineStatus
     from machineplane.runtime.errors import (
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from machineplane.runtime.zygote_client import Zygote, start_zygote
 
 _HOMES = {
+    "bundle": ("HostPolicy", "check_spec"),
     "config": ("RuntimeConfig",),
     "engine": ("EngineStatus",),
     "errors": (
@@ -65,6 +67,7 @@ __all__ = [
     "ExecRequest",
     "HelperError",
     "HelperLost",
+    "HostPolicy",
     "ImageError",
     "ImageNotFound",
     "ImageStore",
@@ -85,6 +88,7 @@ __all__ = [
     "StopFailed",
     "Termination",
     "Zygote",
+    "check_spec",
     "open_runtime",
     "pod_status_json",
     "start_zygote",

@@ -4,12 +4,14 @@ import fcntl
 import os
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from functools import partial
 
 import trio
 
 from machineplane import channels
 from machineplane.channels import Frame, Session
 from machineplane.runtime.bundle.supported import all_containers
+from machineplane.runtime.container_task import bundle_path
 from machineplane.runtime.errors import HelperError, SessionUnavailable
 from machineplane.runtime.execs import running_container
 from machineplane.runtime.session import Wait, open_session
@@ -33,6 +35,8 @@ async def open_attach(worker: PodWorker, container: str, wanted: frozenset[int])
     container_id = running_container(worker, container)
     spec = next(c for c, _ in all_containers(worker.book.status.pod) if c["name"] == container)
     stdio = make_stdio(wanted - {channels.STDIN})
+    if spec.get("tty"):
+        stdio.resized = partial(worker.link.resize, container_id)
     async with AsyncExitStack() as stack:
         stack.push_async_callback(stdio.aclose)
         if channels.STDIN in wanted:
@@ -59,7 +63,7 @@ def _open_input(
     stack: AsyncExitStack, worker: PodWorker, container: str, container_id: str, stdio: Stdio, *, once: bool
 ) -> None:
     link = worker.link
-    fifo = worker.book.folder / "containers" / container / container_id[:12] / "stdin"
+    fifo = bundle_path(worker.book.folder, container, container_id) / "stdin"
     try:
         stdio.input = trio.lowlevel.FdStream(os.open(fifo, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC))
     except OSError as error:

@@ -4,6 +4,8 @@ from pathlib import Path
 
 from attrs import field, frozen
 
+from machineplane.runtime.bundle.hostpolicy import HostPolicy
+
 MAX_SOCKET_PATH = 107
 """Bytes of a Unix socket's path, from ``sockaddr_un`` without its closing zero."""
 
@@ -38,7 +40,8 @@ class RuntimeConfig:
     default_engine: str = "crun"
     node_name: str = ""
     pause_image: str = "localhost/magik/pause:latest"
-    allow_privileged: bool = False
+    host_ip: str = ""
+    policy: HostPolicy = field(factory=HostPolicy)
     grace_s: float = 30.0  # Kubernetes' default terminationGracePeriodSeconds
     pids_limit: int = 4096  # per container, a guess; Kubernetes leaves it to the machine
 

@@ -1,31 +1,40 @@
 """One container of a pod: prepare, create, start, wait, restart. Its state is in the pod's book, so it can be resumed."""
 
-import json
+import os
 import secrets
 import shutil
+import signal
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import trio
 
-from machineplane.runtime.book import PodBook
-from machineplane.runtime.bundle import BundleContext, container_config
+from machineplane.runtime.bundle import Bundle, BundleContext, MissingReference, container_bundle
+from machineplane.runtime.bundle.config import termination_log
 from machineplane.runtime.errors import MALFORMED, HelperError, HelperLost, PodSpecError
+from machineplane.runtime.hooks import hook_of, run_hook
 from machineplane.runtime.images import Image, ImageError
+from machineplane.runtime.lastwords import last_words
+from machineplane.runtime.live import LivePod
 from machineplane.runtime.policy import next_backoff, should_restart
-from machineplane.runtime.services import Services
-from machineplane.runtime.shim_link import Exit, ShimLink
+from machineplane.runtime.shim_link import Exit
 from machineplane.runtime.status import ContainerStatus, Termination
 
 START_ERROR_EXIT = 128
 """The exit code that Kubernetes gives to a container that could not be started."""
 
+REFERENCE_RETRY_S = 2.0
+"""How soon a missing ConfigMap or Secret is looked for again: it costs a look into a table. A guess."""
+
+_MAX_CONSOLE = 1_000_000_000
+
 
 class CannotStart(Exception):
-    """This attempt ended before the container ran. ``retry`` says whether another may go better."""
+    """This attempt ended before the container ran. ``retry``: seconds until another may go better; 0: the usual back-off;
+    none: never."""
 
-    def __init__(self, reason: str, message: str, *, retry: bool) -> None:
+    def __init__(self, reason: str, message: str, *, retry: float | None) -> None:
         super().__init__(message)
         self.reason = reason
         self.message = message
@@ -37,25 +46,23 @@ def log_path(pod_dir: Path, container: str, attempt: int) -> Path:
     return pod_dir / "logs" / container / f"{attempt}.log"
 
 
+def bundle_path(pod_dir: Path, container: str, container_id: str) -> Path:
+    """The folder of one run of a container."""
+    return pod_dir / "containers" / container / container_id[:12]
+
+
 def new_id() -> str:
     """A container id: 64 hex digits, as other runtimes have them."""
     return secrets.token_hex(32)
 
 
 class ContainerTask:
-    """Runs one container by the pod's restart policy. ``tried`` is called when a first attempt has ended either way."""
+    """Runs one container by its restart policy. ``tried`` is called when a first attempt has ended either way."""
 
-    def __init__(
-        self,
-        services: Services,
-        book: PodBook,
-        link: ShimLink,
-        spec: Mapping[str, Any],
-        tried: Callable[[], None],
-    ) -> None:
-        self._services = services
-        self._book = book
-        self._link = link
+    def __init__(self, live: LivePod, spec: Mapping[str, Any], tried: Callable[[], None]) -> None:
+        self._live = live
+        self._book = live.book
+        self._link = live.link
         self._spec = spec
         self._name: str = spec["name"]
         self._tried = tried
@@ -76,7 +83,7 @@ class ContainerTask:
                 return
             if self._status.state == "running":
                 self._tried()
-                await self._wait()
+                await finished(self._live, self._spec, self._status.id)
             if self._status.state == "terminated":
                 self._tried()
                 if not should_restart(self._book.status, self._status):
@@ -92,37 +99,40 @@ class ContainerTask:
             await self._launch(image)
         except CannotStart as refusal:
             self._tried()
-            if not refusal.retry:
-                self._book.update_container(self._name, reason=refusal.reason, message=refusal.message)
+            self._book.update_container(self._name, reason=refusal.reason, message=refusal.message)
+            if refusal.retry is None:
                 return False
-            await self._wait_for_image(refusal)
+            await self._wait_again(refusal)
         return True
 
     async def _image(self) -> Image:
+        images = self._live.services.images
         try:
-            return await trio.to_thread.run_sync(self._services.images.resolve, self._spec["image"])
+            return await trio.to_thread.run_sync(images.resolve, self._spec["image"])
         except ImageError as error:
-            raise CannotStart("ErrImagePull", str(error), retry=True) from error
+            raise CannotStart("ErrImagePull", str(error), retry=0) from error
 
-    async def _wait_for_image(self, refusal: CannotStart) -> None:
-        self._book.update_container(self._name, reason=refusal.reason, message=refusal.message)
+    async def _wait_again(self, refusal: CannotStart) -> None:
+        if refusal.retry:
+            await trio.sleep(refusal.retry)
+            return
         self._backoff = next_backoff(self._backoff or 0.0, 0)
         await trio.sleep(self._backoff)
         self._book.update_container(self._name, reason="ImagePullBackOff")
 
     async def _launch(self, image: Image) -> None:
-        container_id = new_id()
-        folder = self._book.folder / "containers" / self._name
-        bundle = folder / container_id[:12]
-        cgroup = f"{self._services.config.pod_cgroup(self._book.status.uid)}/{container_id[:12]}"
+        services, container_id = self._live.services, new_id()
+        bundle = bundle_path(self._book.folder, self._name, container_id)
+        cgroup = f"{services.config.pod_cgroup(self._book.status.uid)}/{container_id[:12]}"
         attempt = self._status.restarts
         log = log_path(self._book.folder, self._name, attempt)
         await trio.to_thread.run_sync(self._prepare_folders, bundle, log, attempt)
-        layers = self._services.images.layer_paths(image)
-        await self._configure(image, layers, bundle, cgroup)
+        layers = services.images.layer_paths(image)
+        made = await self._configure(container_id, image, layers, cgroup)
         self._book.update_container(
             self._name, id=container_id, image_id=image.digest, reason="ContainerCreating", message=""
         )
+        console = services.config.console_path(self._book.status.uid, secrets.randbelow(_MAX_CONSOLE))
         try:
             pid = await self._link.create(
                 container_id,
@@ -133,6 +143,8 @@ class ContainerTask:
                 log=log,
                 cgroup=cgroup,
                 stdin=bool(self._spec.get("stdin")),
+                binds=made.binds,
+                console=str(console) if self._spec.get("tty") else "",
             )
             started = await self._link.start(container_id)
         except HelperLost:
@@ -150,69 +162,97 @@ class ContainerTask:
             finished_at=0,
             exit_code=0,
         )
+        await self._post_start(container_id)
+
+    async def _post_start(self, container_id: str) -> None:
+        """The hook after the start; where it fails, the container is ended, and its restart policy decides."""
+        hook = hook_of(self._spec, "postStart")
+        if hook is None:
+            return
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._cancel_at_end, container_id, nursery.cancel_scope)
+            problem = await run_hook(self._live, self._spec, container_id, hook)
+            if problem:
+                self._book.update_container(self._name, message=f"PostStartHookError: {problem}")
+                await self._link.kill(container_id, signal.SIGKILL)
+            nursery.cancel_scope.cancel()
+
+    async def _cancel_at_end(self, container_id: str, scope: trio.CancelScope) -> None:
+        await self._link.wait_exit(container_id)
+        scope.cancel()
 
     def _prepare_folders(self, bundle: Path, log: Path, attempt: int) -> None:
         """The bundle of this attempt, nothing of earlier ones; of logs, this attempt's and the one before."""
+        if bundle.parent.exists():
+            for old in bundle.parent.iterdir():
+                self._live.private.forget(old.name)
         shutil.rmtree(bundle.parent, ignore_errors=True)
         bundle.mkdir(parents=True)
+        fd = os.open(termination_log(bundle), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        os.fchmod(fd, 0o666)  # whoever the container runs as
+        os.close(fd)
         log.parent.mkdir(parents=True, exist_ok=True)
         for old in log.parent.iterdir():
             if old.name.split(".")[0] not in {str(attempt), str(attempt - 1)}:
                 old.unlink()
 
-    async def _configure(self, image: Image, layers: tuple[Path, ...], bundle: Path, cgroup: str) -> None:
-        context = BundleContext(
+    async def _configure(
+        self, container_id: str, image: Image, layers: tuple[Path, ...], cgroup: str
+    ) -> Bundle:
+        try:
+            await self._write_volumes()
+            made = container_bundle(self._spec, self._context(container_id, image, layers, cgroup))
+        except MissingReference as error:
+            raise CannotStart("CreateContainerConfigError", str(error), retry=REFERENCE_RETRY_S) from error
+        except PodSpecError as error:
+            raise CannotStart("CreateContainerConfigError", str(error), retry=None) from error
+        except MALFORMED as error:
+            raise CannotStart("CreateContainerConfigError", f"malformed: {error!r}", retry=None) from error
+        await trio.to_thread.run_sync(self._live.private.write_config, container_id[:12], made.config)
+        return made
+
+    async def _write_volumes(self) -> None:
+        mounted = {mount["name"] for mount in self._spec.get("volumeMounts") or ()}
+        for volume in self._live.object_volumes():
+            if volume.name in mounted:
+                try:
+                    await self._live.write_volume(volume)
+                except MissingReference as error:
+                    why = f'MountVolume.SetUp failed for volume "{volume.name}" : {error}'
+                    raise CannotStart("ContainerCreating", why, retry=REFERENCE_RETRY_S) from error
+
+    def _context(
+        self, container_id: str, image: Image, layers: tuple[Path, ...], cgroup: str
+    ) -> BundleContext:
+        services, folder = self._live.services, self._book.folder
+        return BundleContext(
             pod=self._book.status.pod,
-            pod_dir=self._book.folder,
-            bundle=bundle,
+            pod_dir=folder,
+            bundle=bundle_path(folder, self._name, container_id),
+            private=folder / "private" / container_id[:12],
             cgroup=cgroup,
-            cgroup_mode=self._services.cgroup_mode,
+            cgroup_mode=services.cgroup_mode,
             image=image.config,
             layers=layers,
-            node_name=self._services.config.node_name,
-            pod_ip=self._book.status.ip,
+            place=self._live.place(),
+            lookup=self._live.lookup,
+            policy=services.config.policy,
             infra_pid=self._book.record.infra_pid,
-            pids_limit=self._services.config.pids_limit,
+            pids_limit=services.config.pids_limit,
         )
-        try:
-            configuration = container_config(self._spec, context)
-        except PodSpecError as error:
-            raise CannotStart("CreateContainerConfigError", str(error), retry=False) from error
-        except MALFORMED as error:
-            raise CannotStart("CreateContainerConfigError", f"malformed: {error!r}", retry=False) from error
-        (bundle / "config.json").write_text(json.dumps(configuration))
 
     async def _start_failed(self, container_id: str, message: str) -> None:
         """libcrun refused: to the user that is a run that ended at once."""
         listed, _ = await self._link.containers()
         if any(container["id"] == container_id for container in listed):
-            await self._link.kill(container_id, 9)
+            await self._link.kill(container_id, signal.SIGKILL)
             await self._link.wait_exit(container_id)
             await self._link.delete(container_id)
-        self._end(
-            Termination(id=container_id, exit_code=START_ERROR_EXIT, reason="StartError", message=message),
-            finished=0,
-        )
+        self._live.private.forget(container_id[:12])
+        end = Termination(id=container_id, exit_code=START_ERROR_EXIT, reason="StartError", message=message)
+        note_end(self._live, self._name, end)
 
     # -- its end
-
-    async def _wait(self) -> None:
-        container_id = self._status.id
-        ended = await self._link.wait_exit(container_id)
-        self._end(termination(ended), finished=ended.finished_at)
-        await self._link.delete(container_id)
-
-    def _end(self, end: Termination, finished: int) -> None:
-        self._book.update_container(
-            self._name,
-            state="terminated",
-            reason=end.reason,
-            message=end.message,
-            exit_code=end.exit_code,
-            started_at=end.started_at,
-            finished_at=finished,
-            pid=0,
-        )
 
     async def _back_off(self) -> None:
         status = self._status
@@ -235,13 +275,41 @@ class ContainerTask:
         self._book.update_container(self._name, **(waiting | again))
 
 
-def termination(ended: Exit) -> Termination:
+async def finished(live: LivePod, spec: Mapping[str, Any], container_id: str) -> None:
+    """Wait for a container's end, note it with its last words, and remove what is left of it."""
+    ended = await live.link.wait_exit(container_id)
+    status, name = live.book.container(spec["name"]), str(spec["name"])
+    if status.id == container_id and status.state != "terminated":
+        bundle = bundle_path(live.book.folder, name, container_id)
+        log = log_path(live.book.folder, name, status.restarts)
+        words = await trio.to_thread.run_sync(last_words, spec, termination_log(bundle), log, ended.exit_code)
+        note_end(live, name, termination(ended, words or status.message))
+    await live.link.delete(container_id)
+    live.private.forget(container_id[:12])
+
+
+def note_end(live: LivePod, name: str, end: Termination) -> None:
+    """A container has ended."""
+    live.book.update_container(
+        name,
+        state="terminated",
+        reason=end.reason,
+        message=end.message,
+        exit_code=end.exit_code,
+        started_at=end.started_at,
+        finished_at=end.finished_at,
+        pid=0,
+    )
+
+
+def termination(ended: Exit, message: str = "") -> Termination:
     """A shim's report of an exit, with Kubernetes' reasons."""
     failure = "OOMKilled" if ended.oom else "Error"
     return Termination(
         id=ended.id,
         exit_code=ended.exit_code,
         reason=failure if ended.exit_code else "Completed",
+        message=message,
         started_at=ended.started_at,
         finished_at=ended.finished_at,
     )

@@ -7,8 +7,8 @@ from contextlib import asynccontextmanager
 
 import trio
 
-from machineplane.linux.netns import in_netns_fd
 from machineplane.runtime.errors import SessionUnavailable
+from machineplane.runtime.insidesocket import socket_inside
 from machineplane.runtime.worker import PodWorker
 
 CONNECT_TIMEOUT_S = 5.0
@@ -36,7 +36,7 @@ async def _connected(worker: PodWorker, port: int) -> trio.socket.SocketType:
     refusals = []
     for family, host in _LOOPBACKS:
         try:
-            sock = await trio.to_thread.run_sync(_socket_inside, worker.book.record.infra_pid, family)
+            sock = await trio.to_thread.run_sync(socket_inside, worker.book.record.infra_pid, family)
         except OSError as error:
             refusals.append(f"{host}: {_reason(error)}")
             continue
@@ -58,16 +58,3 @@ def _reason(error: OSError | trio.TooSlowError) -> str:
     if isinstance(error, trio.TooSlowError):
         return f"no answer within {CONNECT_TIMEOUT_S:.0f} s"
     return (os.strerror(error.errno) if error.errno else str(error)).lower()
-
-
-def _socket_inside(infra_pid: int, family: int) -> trio.socket.SocketType:
-    """A socket of the pod's namespace. Never one of our own, even if the process id has become another's. Blocks."""
-    fd = os.open(f"/proc/{infra_pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        if os.path.samestat(os.fstat(fd), os.stat("/proc/self/ns/net")):
-            raise ProcessLookupError(None, "the pod's network is gone")
-        return trio.socket.from_stdlib_socket(
-            in_netns_fd(fd, lambda: socket.socket(family, socket.SOCK_STREAM))
-        )
-    finally:
-        os.close(fd)

@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import AsyncIterator, Iterable
-from datetime import datetime
 from pathlib import Path
 
 import trio
@@ -11,9 +10,9 @@ from attrs import frozen
 from machineplane.runtime.book import PodBook, now_ms
 from machineplane.runtime.container_task import log_path
 from machineplane.runtime.errors import LogsUnavailable
+from machineplane.runtime.logtail import CHUNK, Line, parse_line, tail_offset
 from machineplane.runtime.shim.logs import MAX_FILE
 
-CHUNK = 64 * 1024
 POLL_S = 0.2
 """How often a followed log is looked at. Files cannot be awaited; 5 looks a second cost nothing and feel live."""
 
@@ -28,45 +27,6 @@ class LogOptions:
     timestamps: bool = False
     previous: bool = False
     limit_bytes: int | None = None
-
-
-@frozen
-class Line:
-    """One line of a log file: when (ms since the epoch), the raw time stamp, and the text with its end of line."""
-
-    ms: int
-    stamp: bytes
-    text: bytes
-
-
-def parse_line(raw: bytes) -> Line | None:
-    """A line in the format of the container runtime interface; none if it is damaged."""
-    parts = raw.rstrip(b"\n").split(b" ", 3)
-    if len(parts) != 4:
-        return None
-    try:
-        when = datetime.fromisoformat(parts[0][:26].decode() + "+00:00")
-    except ValueError:
-        return None
-    return Line(int(when.timestamp() * 1000), parts[0], parts[3] + (b"" if parts[2] == b"P" else b"\n"))
-
-
-def tail_offset(path: Path, lines: int) -> int:
-    """Where the last ``lines`` lines of a file begin. Reads backwards, at most the whole file once."""
-    with open(path, "rb") as file:
-        position = file.seek(0, os.SEEK_END)
-        wanted = lines + 1
-        while position > 0 and wanted > 0:
-            size = min(CHUNK, position)
-            position -= size
-            file.seek(position)
-            chunk = file.read(size)
-            for index in range(len(chunk) - 1, -1, -1):
-                if chunk[index] == 0x0A:
-                    wanted -= 1
-                    if wanted == 0:
-                        return position + index + 1
-    return 0
 
 
 class LogReader:

@@ -2,27 +2,54 @@
 
 import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from machineplane.runtime.bundle.config import hostname
+from machineplane.runtime.bundle.config import fqdn, hostname
 from machineplane.runtime.bundle.volumes import volumes
 
 SHM_BYTES = 64 * 1024 * 1024  # /dev/shm of a pod, as other runtimes have it
 
 _HOSTS = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n"
+_MAX_SERVERS = 3  # what resolvers read (resolv.conf(5)); Kubernetes cuts there too
 _LOOPBACK = ("127.", "::1")
 # systemd-resolved's list of the servers behind its loopback stub.
 _RESOLVERS = (Path("/etc/resolv.conf"), Path("/run/systemd/resolve/resolv.conf"))
 
 
 def hosts(pod: Mapping[str, Any], ip: str) -> str:
-    """The text of /etc/hosts: localhost, ``spec.hostAliases``, and the pod itself."""
+    """The text of /etc/hosts: localhost, the pod itself (with its domain name if it has one), ``spec.hostAliases``."""
+    full, short = fqdn(pod), hostname(pod).partition(".")[0]
+    own = f"{ip}\t{' '.join(name for name in (full, short) if name)}\n" if ip else ""
     aliases = (pod.get("spec") or {}).get("hostAliases") or []
     lines = [f"{alias['ip']}\t{' '.join(alias.get('hostnames') or [])}\n" for alias in aliases]
-    own = f"{ip}\t{hostname(pod)}\n" if ip else ""
-    return _HOSTS + "".join(lines) + own
+    return _HOSTS + own + "".join(lines)
+
+
+def resolv_conf(pod: Mapping[str, Any], machine: str) -> str:
+    """The text of /etc/resolv.conf: the machine's (none with the policy ``None``) and the pod's ``dnsConfig``.
+
+    ``ClusterFirst`` is the machine's too: there is no DNS of the whole fabric.
+    """
+    spec = pod.get("spec") or {}
+    lines = [] if spec.get("dnsPolicy") == "None" else machine.splitlines()
+    config = spec.get("dnsConfig") or {}
+    servers = [*_values(lines, "nameserver"), *(config.get("nameservers") or ())]
+    searches = [*_values(lines, "search", "domain"), *(config.get("searches") or ())]
+    options = {text.partition(":")[0]: text for text in _values(lines, "options")}
+    for option in config.get("options") or ():
+        value = option.get("value")
+        options[option["name"]] = f"{option['name']}:{value}" if value not in (None, "") else option["name"]
+    made = [f"nameserver {server}\n" for server in dict.fromkeys(servers)][:_MAX_SERVERS]
+    for name, words in (("search", list(dict.fromkeys(searches))), ("options", list(options.values()))):
+        made += [f"{name} {' '.join(words)}\n"] if words else []
+    return "".join(made)
+
+
+def _values(lines: Iterable[str], *names: str) -> list[str]:
+    words = [line.split() for line in lines]
+    return [word for parts in words if parts and parts[0] in names for word in parts[1:]]
 
 
 def resolver(candidates: tuple[Path, ...] = _RESOLVERS) -> str:
@@ -45,11 +72,14 @@ def _on_loopback(line: str) -> bool:
 
 def make_folders(pod_dir: Path, pod: Mapping[str, Any]) -> list[tuple[Path, int]]:
     """Make the pod's folders; answers those that are to be file systems in memory, with their sizes (0: default)."""
-    for name in ("crun", "containers", "logs", "etc", "volumes", "shm"):
+    for name in ("containers", "logs", "etc", "volumes", "shm"):
         (pod_dir / name).mkdir(parents=True, exist_ok=True)
+    (pod_dir / "shm").chmod(0o1777)
     in_memory = [(pod_dir / "shm", SHM_BYTES)]
     group = ((pod.get("spec") or {}).get("securityContext") or {}).get("fsGroup")
     for volume in volumes(pod["spec"]).values():
+        if volume.kind != "emptyDir":
+            continue
         path = volume.path(pod_dir)
         path.mkdir(exist_ok=True)
         path.chmod(0o2777 if group is not None else 0o777)
@@ -62,7 +92,11 @@ def make_folders(pod_dir: Path, pod: Mapping[str, Any]) -> list[tuple[Path, int]
 
 def write_etc(pod_dir: Path, pod: Mapping[str, Any], ip: str) -> None:
     """Write the files that are mounted over the images' /etc."""
-    texts = {"hosts": hosts(pod, ip), "resolv.conf": resolver(), "hostname": f"{hostname(pod)}\n"}
+    texts = {
+        "hosts": hosts(pod, ip),
+        "resolv.conf": resolv_conf(pod, resolver()),
+        "hostname": f"{hostname(pod)}\n",
+    }
     for name, text in texts.items():
         path = pod_dir / "etc" / name
         path.write_text(text)

@@ -10,7 +10,7 @@ from machineplane.channels import Session
 from machineplane.runtime import record
 from machineplane.runtime.attach import open_attach
 from machineplane.runtime.bundle import check_pod
-from machineplane.runtime.bundle.supported import all_containers
+from machineplane.runtime.bundle.supported import all_containers, is_sidecar
 from machineplane.runtime.changes import Change, Changes
 from machineplane.runtime.config import RuntimeConfig
 from machineplane.runtime.engine import CrunEngine, Engine, EngineStatus, KrunEngine
@@ -23,7 +23,7 @@ from machineplane.runtime.images.make import ensure_pause
 from machineplane.runtime.logs import LogOptions, read_logs
 from machineplane.runtime.network import PodNetwork
 from machineplane.runtime.record import PodRecord
-from machineplane.runtime.services import Services
+from machineplane.runtime.services import ObjectLookup, Services, no_objects
 from machineplane.runtime.status import ContainerStatus, PodStatus
 from machineplane.runtime.worker import PodWorker
 from machineplane.runtime.zygote_client import Zygote
@@ -49,9 +49,11 @@ class Runtime:
     # -- pods
 
     async def run_pod(
-        self, pod: Mapping[str, Any], attachment: bytes = b"", *, engine: str = ""
+        self, pod: Mapping[str, Any], attachment: bytes = b"", *, engine: str = "", records: bytes = b""
     ) -> PodStatus:
         """Run a pod; returns when its containers have started, or could not. Never restarted under the same uid.
+
+        ``records`` (the objects that the pod refers to, for ``lookup``) are kept in memory alone; ``attachment`` on disk.
 
         ``pod`` is a complete v1 Pod with ``metadata.uid``. What is wrong with it or with this machine shows in the
         status (phase Pending or Failed, with reasons). If the caller is cancelled, the pod goes on.
@@ -66,7 +68,7 @@ class Runtime:
         uid = kept.status.uid
         if uid in self._workers:
             raise PodExists(f"the pod {kept.status.namespace}/{kept.status.name} ({uid}) is here already")
-        worker = PodWorker(self._services, kept)
+        worker = PodWorker(self._services, kept, records)
         try:
             worker.book.folder.mkdir(mode=0o700)
         except FileExistsError as error:
@@ -93,7 +95,7 @@ class Runtime:
         if not status.available:
             return "EngineUnavailable", f"{engine}: {status.reason}"
         try:
-            check_pod(pod, allow_privileged=self._services.config.allow_privileged)
+            check_pod(pod, self._services.config.policy)
         except PodSpecError as error:
             return "UnsupportedPod", str(error)
         except MALFORMED as error:
@@ -146,6 +148,12 @@ class Runtime:
             return self._workers[uid]
         except KeyError as error:
             raise PodNotFound(f"no pod with the uid {uid} is on this machine") from error
+
+    async def records(self, uid: str) -> bytes:
+        """What :meth:`run_pod` was given as ``records``; for an adopted pod as soon as it has been found again."""
+        worker = self._worker(uid)
+        await worker.recovered.wait()
+        return worker.records
 
     def changes(self) -> trio.MemoryReceiveChannel[Change]:
         """Every pod as it is, then its changes; a slow reader misses states in between, never the latest."""
@@ -223,7 +231,13 @@ def _new_record(pod: Mapping[str, Any], attachment: bytes, engine: str) -> PodRe
     metadata = pod["metadata"]
     try:
         containers = tuple(
-            ContainerStatus(name=str(c["name"]), image=str(c["image"]), init=init, reason="ContainerCreating")
+            ContainerStatus(
+                name=str(c["name"]),
+                image=str(c["image"]),
+                init=init,
+                sidecar=init and is_sidecar(c),
+                reason="ContainerCreating",
+            )
             for c, init in all_containers(pod)
         )
     except MALFORMED:
@@ -265,7 +279,9 @@ def _prepare_folders(config: RuntimeConfig) -> ImageStore:
 
 
 @asynccontextmanager
-async def open_runtime(config: RuntimeConfig, network: PodNetwork, zygote: Zygote) -> AsyncIterator[Runtime]:
+async def open_runtime(
+    config: RuntimeConfig, network: PodNetwork, zygote: Zygote, lookup: ObjectLookup = no_objects
+) -> AsyncIterator[Runtime]:
     """The runtime, with the pods of an earlier daemon adopted. Leaving it stops no pod."""
     images = await trio.to_thread.run_sync(_prepare_folders, config)
     control = trio.socket.from_stdlib_socket(zygote.control.dup())
@@ -279,6 +295,7 @@ async def open_runtime(config: RuntimeConfig, network: PodNetwork, zygote: Zygot
             cgroup_mode=zygote.report.cgroups,
             zygote=helper,
             changes=Changes(nursery),
+            lookup=lookup,
         )
         runtime = Runtime(services, nursery)
         runtime.adopt()

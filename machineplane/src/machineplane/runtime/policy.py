@@ -1,6 +1,6 @@
 """Pure rules: when a container is restarted, after how long, and what phase its pod is in."""
 
-from machineplane.runtime.status import ContainerStatus, PodStatus
+from machineplane.runtime.status import ContainerStatus, PodStatus, has_initialized
 
 # Kubernetes' numbers: the first restart at once, then 10 s doubling to 5 min, forgotten after 10 min of running.
 FIRST_BACKOFF_S = 10.0
@@ -9,7 +9,9 @@ RESET_AFTER_S = 600.0
 
 
 def restart_policy(status: PodStatus, container: ContainerStatus) -> str:
-    """Always, OnFailure or Never; an init container that has done its work is not run again."""
+    """Always, OnFailure or Never; an init container that has done its work is not run again, a sidecar always."""
+    if container.sidecar:
+        return "Always"
     policy = str(status.pod["spec"].get("restartPolicy") or "Always")
     return "OnFailure" if container.init and policy == "Always" else policy
 
@@ -36,7 +38,7 @@ def phase(status: PodStatus) -> str:
     init, apps = status.init_containers, status.app_containers
     if any(_finished(status, c) and c.exit_code != 0 for c in init):
         return "Failed"
-    if not all(c.state == "terminated" and c.exit_code == 0 for c in init):
+    if not all(map(has_initialized, init)):
         return "Pending"
     if apps and all(_finished(status, c) for c in apps):
         return "Succeeded" if all(c.exit_code == 0 for c in apps) else "Failed"

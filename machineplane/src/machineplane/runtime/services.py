@@ -1,6 +1,7 @@
 """What all pods' workers share."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from attrs import frozen
 
@@ -10,6 +11,15 @@ from machineplane.runtime.engine import Engine
 from machineplane.runtime.helper import HelperClient
 from machineplane.runtime.images import ImageStore
 from machineplane.runtime.network import PodNetwork
+
+ObjectLookup = Callable[[bytes, str, str, str], Mapping[str, Any] | None]
+"""The API object of a kind, namespace and name, newest of what this machine knows and of what came with the pod (the
+first argument, which the runtime keeps and does not read)."""
+
+
+def no_objects(records: bytes, kind: str, namespace: str, name: str) -> None:
+    """The lookup of a runtime that stands alone."""
+    return
 
 
 @frozen(kw_only=True)
@@ -23,3 +33,4 @@ class Services:
     cgroup_mode: str
     zygote: HelperClient
     changes: Changes
+    lookup: ObjectLookup

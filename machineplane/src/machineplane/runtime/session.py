@@ -44,7 +44,7 @@ class ProcessSession:
         elif (channel, payload) == channels.END_OF_STDIN:
             await self._stdio.close_input()
         elif channel == channels.RESIZE and (size := channels.parse_size(payload)):
-            self._stdio.resize(*size)
+            await self._stdio.resize(*size)
 
     async def _write(self, payload: bytes) -> None:
         if self._stdio.input is None or not payload:

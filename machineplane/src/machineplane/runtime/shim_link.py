@@ -10,6 +10,7 @@ from typing import Any
 import trio
 from attrs import frozen
 
+from machineplane.runtime.bundle.volumes import Bind
 from machineplane.runtime.errors import HelperError, HelperLost
 from machineplane.runtime.helper import HelperClient
 from machineplane.runtime.shim.wire import Message
@@ -98,6 +99,10 @@ class ShimLink:
                 self.note(Exit.parse(container))
         return listed, int(answer["creating"])
 
+    async def pid(self) -> int:
+        """The helper's process id."""
+        return int((await self._client.request("status"))["pid"])
+
     async def tmpfs(self, path: Path, size: int) -> None:
         """Mount a file system in memory, for as long as the shim lives. ``size`` in bytes, 0 for the default."""
         await self._client.request("tmpfs", path=str(path), size=size)
@@ -113,6 +118,8 @@ class ShimLink:
         log: Path,
         cgroup: str,
         stdin: bool = False,
+        binds: Mapping[Path, Bind] | None = None,
+        console: str = "",
     ) -> int:
         """Create a container; answers its first process's id, which waits for :meth:`start`."""
         answer = await self._client.request(
@@ -125,6 +132,8 @@ class ShimLink:
             log=str(log),
             cgroup=cgroup,
             stdin=stdin,
+            binds=[[at.name, b.root, b.path, b.kind, b.make] for at, b in (binds or {}).items()],
+            console=console,
         )
         return int(answer["pid"])
 
@@ -186,6 +195,11 @@ class ShimLink:
         """No more stdin will come for a container; one that has ended is fine."""
         with suppress(HelperError):
             await self._client.request("end-input", container=container_id)
+
+    async def resize(self, container_id: str, width: int, height: int) -> None:
+        """Tell a container's own terminal its size, in characters; one that has ended is fine."""
+        with suppress(HelperError):
+            await self._client.request("resize", container=container_id, width=width, height=height)
 
     async def _request_exec(self, number: int, **fields: Any) -> None:
         try:

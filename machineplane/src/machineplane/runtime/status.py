@@ -23,7 +23,10 @@ class Termination:
 
 @frozen(kw_only=True)
 class ContainerStatus:
-    """One container of a pod. ``state`` is waiting, running or terminated; times in ms since the epoch, 0 for none."""
+    """One container of a pod; a ``sidecar`` is an init container that goes on running.
+
+    ``state`` is waiting, running or terminated; times in ms since the epoch, 0 for none.
+    """
 
     name: str
     image: str
@@ -39,6 +42,7 @@ class ContainerStatus:
     restarts: int = 0
     ready: bool = False
     init: bool = False
+    sidecar: bool = False
     last: Termination | None = None
 
 
@@ -79,14 +83,19 @@ class PodGone:
     uid: str
 
 
+def has_initialized(container: ContainerStatus) -> bool:
+    """Whether an init container is no longer waited for: it has ended well, or, if a sidecar, has started once."""
+    if container.sidecar:
+        return container.state == "running" or container.last is not None or container.finished_at > 0
+    return container.state == "terminated" and container.exit_code == 0
+
+
 def conditions(status: PodStatus) -> dict[str, bool]:
     """Kubernetes' four pod conditions. There are no readiness probes yet: a running container is ready."""
     apps = status.app_containers
     running = bool(apps) and all(container.ready for container in apps)
     live = status.phase not in {"Succeeded", "Failed"}
-    initialized = status.started_at > 0 and all(
-        c.state == "terminated" and c.exit_code == 0 for c in status.init_containers
-    )
+    initialized = status.started_at > 0 and all(map(has_initialized, status.init_containers))
     return {
         "PodScheduled": True,
         "Initialized": initialized,

@@ -34,15 +34,19 @@ class Stdio:
     terminal: int | None = None
     input_ended: Callable[[], Awaitable[None]] | None = None
     """Called once after stdin has been ended."""
+    resized: Callable[[int, int], Awaitable[None]] | None = None
+    """Called instead of setting the terminal's size, where the terminal is not here."""
 
     def let_go(self) -> None:
         """The process has its ends: close ours, or the end of its output would never be seen."""
         while self.given:
             os.close(self.given.pop())
 
-    def resize(self, width: int, height: int) -> None:
+    async def resize(self, width: int, height: int) -> None:
         """Tell the terminal's size, in characters; the kernel tells the process (SIGWINCH)."""
-        if self.terminal is not None:
+        if self.resized is not None:
+            await self.resized(width, height)
+        elif self.terminal is not None:
             fcntl.ioctl(self.terminal, termios.TIOCSWINSZ, struct.pack("HHHH", height, width, 0, 0))
 
     async def close_input(self) -> None:

@@ -1,6 +1,5 @@
 """One pod's task in the daemon: brings the pod up, keeps it, takes it down. A restarted daemon resumes it."""
 
-import json
 import signal
 from typing import Any
 
@@ -9,7 +8,9 @@ import trio
 from machineplane.runtime import podfiles
 from machineplane.runtime.book import PodBook, now_ms
 from machineplane.runtime.bundle import BundleContext, infra_config
+from machineplane.runtime.bundle.supported import is_sidecar
 from machineplane.runtime.container_task import ContainerTask, log_path, new_id
+from machineplane.runtime.ending import end_gently, kill_all
 from machineplane.runtime.errors import (
     MALFORMED,
     HelperError,
@@ -21,11 +22,14 @@ from machineplane.runtime.errors import (
 )
 from machineplane.runtime.helper import connect, connected
 from machineplane.runtime.images import ImageError
+from machineplane.runtime.limits import refresh_volumes, watch_deadline, watch_storage
+from machineplane.runtime.live import LivePod
+from machineplane.runtime.private import PrivateFolder, open_private
 from machineplane.runtime.record import PodRecord
 from machineplane.runtime.remains import remove_files, sweep
 from machineplane.runtime.services import Services
 from machineplane.runtime.shim_link import Exit, ShimLink
-from machineplane.runtime.status import PodGone
+from machineplane.runtime.status import PodGone, has_initialized
 
 INFRA = "infra.container"  # no DNS label, so no container of a pod can have this name
 
@@ -39,7 +43,7 @@ UNKNOWN_EXIT = 137
 class PodWorker:
     """One pod. :meth:`serve` is its task."""
 
-    def __init__(self, services: Services, kept: PodRecord) -> None:
+    def __init__(self, services: Services, kept: PodRecord, records: bytes = b"") -> None:
         self._services = services
         self.uid = kept.status.uid
         self._folder = services.config.pod_dir(self.uid)
@@ -49,6 +53,8 @@ class PodWorker:
         self._grace = trio.CancelScope()
         self.settled = trio.Event()
         self.gone = trio.Event()
+        self.records = records
+        self.recovered = trio.Event()  # `records` are what they are going to be
         self.leftovers: list[str] = []
         self._link: ShimLink | None = None
 
@@ -81,6 +87,7 @@ class PodWorker:
             self.stop(self.book.record.grace_s or 0.0)
         if adopted or not self.book.record.verdict:  # a pod that was refused never had a shim
             await self._guarded(adopted=adopted)
+        self.recovered.set()
         self._settle()
         await self._stop.wait()
         await self._remove()
@@ -107,53 +114,61 @@ class PodWorker:
         if not adopted:
             engine = self._services.engines[self.book.status.engine]
             await engine.spawn(self.uid, str(self._folder), path)
-        elif self.book.record.verdict:
-            await self._adopt_failed(path)
+        try:
+            sock = await connect(path)
+        except HelperLost:
+            if not (adopted and self.book.record.verdict):
+                raise
+            await self._sweep()  # it had failed for good already: nothing was to be done but this
             return
-        async with connected(await connect(path), f"the shim of pod {self.book.status.name}") as client:
+        async with connected(sock, f"the shim of pod {self.book.status.name}") as client:
             link = ShimLink(client)
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(link.listen)
                 self._link = link
-                await self._live(link, adopted=adopted)
-                await self._take_down(link)
+                with open_private(self._folder, await link.pid()) as private:
+                    live = self._enter(link, private)
+                    if not self.book.record.verdict:
+                        await self._live(live, adopted=adopted)
+                    await self._take_down(live)
                 nursery.cancel_scope.cancel()
 
-    async def _adopt_failed(self, path: str) -> None:
-        """A pod that had failed for good already: its shim, if it is still there, has nothing to do."""
-        try:
-            sock = await connect(path)
-        except HelperLost:
-            await self._sweep()
-            return
-        async with connected(sock, "a failed pod's shim") as client:
-            link = ShimLink(client)
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(link.listen)
-                await self._take_down(link)
-                nursery.cancel_scope.cancel()
+    def _enter(self, link: ShimLink, private: PrivateFolder) -> LivePod:
+        """What came with the pod is kept in its memory; after a restart of the daemon it is found there."""
+        if self.records:
+            private.save_records(self.records)
+        else:
+            self.records = private.records()
+        self.recovered.set()
+        return LivePod(
+            services=self._services, book=self.book, link=link, private=private, records=self.records
+        )
 
-    async def _live(self, link: ShimLink, *, adopted: bool) -> None:
+    async def _live(self, live: LivePod, *, adopted: bool) -> None:
         """Bring the pod up (or resume it) and keep its containers until a stop, or the infra container's end."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._cancel_on_stop, nursery.cancel_scope)
+
+            def fail(reason: str, message: str) -> None:
+                self.book.fail(reason, message)
+                nursery.cancel_scope.cancel()
+
             try:
                 if adopted:
-                    await self._resume(link)
+                    await self._resume(live.link)
                 if not self.book.record.infra_id:
-                    await self._make_infra(link)
+                    await self._make_infra(live)
             except HelperLost:
                 raise
             except (HelperError, ImageError, PodError, OSError, *MALFORMED) as error:
-                self.book.fail("CreatePodSandboxError", str(error))
-                nursery.cancel_scope.cancel()
+                fail("CreatePodSandboxError", str(error))
                 return
-            nursery.start_soon(self._containers, link)
-            await link.wait_exit(self.book.record.infra_id)
-            self.book.fail(
-                "InfraContainerEnded", "the pod's infra container ended, and with it the pod's network"
-            )
-            nursery.cancel_scope.cancel()
+            nursery.start_soon(self._containers, live)
+            nursery.start_soon(watch_deadline, live, fail)
+            nursery.start_soon(watch_storage, live, fail)
+            nursery.start_soon(refresh_volumes, live)
+            await live.link.wait_exit(self.book.record.infra_id)
+            fail("InfraContainerEnded", "the pod's infra container ended, and with it the pod's network")
 
     async def _cancel_on_stop(self, scope: trio.CancelScope) -> None:
         await self._stop.wait()
@@ -161,12 +176,12 @@ class PodWorker:
 
     # -- up
 
-    async def _make_infra(self, link: ShimLink) -> None:
+    async def _make_infra(self, live: LivePod) -> None:
         """The infra container, its network namespace wired up, and the pod's own files."""
-        pod = self.book.status.pod
+        pod, link = self.book.status.pod, live.link
         for path, size in await trio.to_thread.run_sync(podfiles.make_folders, self._folder, pod):
             await link.tmpfs(path, size)
-        infra_id, pid = await self._create_infra(link)
+        infra_id, pid = await self._create_infra(live)
         address = await self._network("attach", self.uid, pid)
         podfiles.write_etc(self._folder, pod, address.ip)
         await link.start(infra_id)
@@ -180,7 +195,7 @@ class PodWorker:
         except Exception as error:
             raise NetworkFailed(f"network {what}: {error}") from error
 
-    async def _create_infra(self, link: ShimLink) -> tuple[str, int]:
+    async def _create_infra(self, live: LivePod) -> tuple[str, int]:
         images, config = self._services.images, self._services.config
         image = await trio.to_thread.run_sync(images.resolve, config.pause_image)
         layers = images.layer_paths(image)
@@ -194,31 +209,60 @@ class PodWorker:
             pod=self.book.status.pod,
             pod_dir=self._folder,
             bundle=bundle,
+            private=self._folder / "private" / infra_id[:12],
             cgroup=cgroup,
             cgroup_mode=self._services.cgroup_mode,
             image=image.config,
             layers=layers,
         )
-        (bundle / "config.json").write_text(json.dumps(infra_config(context)))
-        pid = await link.create(
+        live.private.write_config(infra_id[:12], infra_config(context))
+        pid = await live.link.create(
             infra_id, name=INFRA, attempt=0, bundle=bundle, layers=layers, log=log, cgroup=cgroup
         )
         return infra_id, pid
 
-    async def _containers(self, link: ShimLink) -> None:
-        """Init containers one after the other, then all others at once."""
+    async def _containers(self, live: LivePod) -> None:
+        """Init containers one after the other, then all others at once; sidecars go on beside them and end after them."""
         spec = self.book.status.pod["spec"]
-        for container in spec.get("initContainers") or []:
-            await ContainerTask(self._services, self.book, link, container, lambda: None).run()
-            if not self._succeeded(container["name"]):
-                self._settle()
-                return
+        async with trio.open_nursery() as sidecars:
+            for container in spec.get("initContainers") or []:
+                if is_sidecar(container):
+                    await self._start_sidecar(live, container, sidecars)
+                    continue
+                await ContainerTask(live, container, lambda: None).run()
+                if not self._succeeded(container["name"]):
+                    self._settle()
+                    break
+            else:
+                await self._apps(live, spec["containers"])
+            sidecars.cancel_scope.cancel()
+        await self._end_sidecars(live)
+
+    async def _apps(self, live: LivePod, containers: list[Any]) -> None:
         async with trio.open_nursery() as nursery:
-            for container in spec["containers"]:
-                task = ContainerTask(
-                    self._services, self.book, link, container, self._tried(container["name"])
-                )
-                nursery.start_soon(task.run)
+            for container in containers:
+                nursery.start_soon(ContainerTask(live, container, self._tried(container["name"])).run)
+
+    async def _start_sidecar(self, live: LivePod, container: Any, nursery: trio.Nursery) -> None:
+        """Begin a sidecar and wait until it has started, however many attempts that takes."""
+        started = trio.Event()
+
+        def tried() -> None:
+            if has_initialized(self.book.container(container["name"])):
+                started.set()
+            else:
+                self._settle()  # nobody waits for a pod whose sidecar does not come up
+
+        nursery.start_soon(ContainerTask(live, container, tried).run)
+        await started.wait()
+
+    async def _end_sidecars(self, live: LivePod) -> None:
+        """All else has ended: the sidecars are ended too, within the grace, and the pod's result stands."""
+        if not any(status.sidecar for status in self.book.status.containers):
+            return
+        with trio.move_on_after(self._own_grace()):
+            await end_gently(live)
+        await kill_all(live, spare=self.book.record.infra_id)
 
     def _succeeded(self, name: str) -> bool:
         status = self.book.container(name)
@@ -278,49 +322,23 @@ class PodWorker:
 
     # -- down
 
-    async def _take_down(self, link: ShimLink) -> None:
+    async def _take_down(self, live: LivePod) -> None:
         """End all containers, the apps with grace, the infra container last; then the network and the shim."""
-        record = self.book.record
-        with self._grace if self._stop.is_set() else trio.move_on_after(0):
-            await self._end_all(link, signal.SIGTERM, spare=record.infra_id)
+        grace = self._grace if self._stop.is_set() else trio.move_on_after(self._own_grace())
+        with grace:
+            await end_gently(live)
         with trio.move_on_after(KILL_TIMEOUT_S) as scope:
-            await self._end_all(link, signal.SIGKILL, spare=record.infra_id)
-            await self._end_all(link, signal.SIGKILL, spare="")
+            await kill_all(live, spare=self.book.record.infra_id)
+            await kill_all(live, spare="")
             await self._network("detach", self.uid)
-            await link.shutdown()
+            await live.link.shutdown()
         if scope.cancelled_caught:
             self.leftovers = await self._sweep()
 
-    async def _end_all(self, link: ShimLink, number: int, *, spare: str) -> None:
-        """Signal every container but ``spare``, wait for their ends, note them, and delete what is left."""
-        while True:
-            listed, creating = await link.containers()
-            ids = [str(container["id"]) for container in listed if container["id"] != spare]
-            if not ids and not creating:
-                return
-            for container in listed:
-                if container["id"] in ids:
-                    # A container that was never started cannot act on a signal: it has no program yet.
-                    await link.kill(
-                        container["id"], signal.SIGKILL if container["status"] == "created" else number
-                    )
-            for container_id in ids:
-                self._note_end(await link.wait_exit(container_id))
-                await link.delete(container_id)
-            if not ids:
-                await trio.sleep(0.02)  # one is being made: it will be listed soon
-
-    def _note_end(self, ended: Exit) -> None:
-        for status in self.book.status.containers:
-            if status.id == ended.id and status.state != "terminated":
-                self.book.update_container(
-                    status.name,
-                    state="terminated",
-                    reason="Completed" if ended.exit_code == 0 else "Error",
-                    exit_code=ended.exit_code,
-                    finished_at=ended.finished_at,
-                    pid=0,
-                )
+    def _own_grace(self) -> float:
+        """How long the containers of a pod that failed have to end."""
+        grace = self.book.status.pod["spec"].get("terminationGracePeriodSeconds")
+        return self._services.config.grace_s if grace is None else max(float(grace), 0.0)
 
     async def _sweep(self) -> list[str]:
         """Remove what a shim that is gone, or stuck, has left; answers what would not go."""

@@ -20,10 +20,12 @@ from machineplane.runtime import cgroups
 from machineplane.runtime.crun.binding import LibcrunError, Library
 from machineplane.runtime.shim import calls
 from machineplane.runtime.shim.server import Shim
-from machineplane.runtime.shim.state import process_start
+from machineplane.runtime.shim.state import PRIVATE, process_start
 from machineplane.runtime.shim.wire import MAX_MESSAGE, Message, WireError, decode, encode
 
 BACKLOG = 8
+PRIVATE_BYTES = 64 * 1024 * 1024
+"""Bytes of a pod's private file system, a guess: Secrets and ConfigMaps of 1 MiB each, twice while they change."""
 SWEEP_TIMEOUT_S = 5.0
 """How long killed processes have to go before a sweep says what is left."""
 
@@ -97,7 +99,8 @@ class Zygote:
             libc.mount("none", "/", "", libc.MS_REC | libc.MS_SLAVE)
             for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
                 signal.signal(number, signal.SIG_IGN)  # it ends by `shutdown` only
-            tools = calls.Tools(self._library, self._groups, os.path.join(pod_dir, "crun"))
+            private = _private_folder(pod_dir)
+            tools = calls.Tools(self._library, self._groups, os.path.join(private, "crun"))
             Shim(listener, pod_dir, tools).run()
             status = 0
         finally:
@@ -157,6 +160,16 @@ def _reap() -> None:
 def _name(text: str) -> None:
     with open("/proc/self/comm", "w") as file:
         file.write(text)
+
+
+def _private_folder(pod_dir: str) -> str:
+    """A file system in memory for what must not be on disk, in this process's own mount namespace."""
+    private = os.path.join(pod_dir, PRIVATE)
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(private, 0o700)
+    flags = libc.MS_NOSUID | libc.MS_NODEV
+    libc.mount("tmpfs", private, "tmpfs", flags, f"mode=0700,size={PRIVATE_BYTES}")
+    return private
 
 
 def _own_output(path: str) -> None:

@@ -1,15 +1,21 @@
 """The OCI configuration (runtime-spec 1.0) of a pod's infra container and of its own containers."""
 
+import resource
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from attrs import frozen
+from attrs import field, frozen
 
-from machineplane.runtime.bundle.env import arguments, environment
+from machineplane.runtime.bundle.env import Surroundings, arguments, environment, own_variables
+from machineplane.runtime.bundle.fields import Place
+from machineplane.runtime.bundle.hostpolicy import HostPolicy
+from machineplane.runtime.bundle.objects import Lookup, nothing
 from machineplane.runtime.bundle.quantity import linux_resources
+from machineplane.runtime.bundle.seccomp import profile_of
+from machineplane.runtime.bundle.sysctls import sysctls
 from machineplane.runtime.bundle.users import capabilities, process_user
-from machineplane.runtime.bundle.volumes import volume_mounts, volumes
+from machineplane.runtime.bundle.volumes import Bind, container_binds, volume_mounts, volumes
 from machineplane.runtime.errors import PodSpecError
 from machineplane.runtime.images.model import ImageConfig
 from machineplane.runtime.status import qos_class
@@ -34,76 +40,112 @@ READONLY_PATHS = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysr
 
 NOBODY = 65534
 _MAX_HOSTNAME = 63
+_MAX_OPEN_FILES = 1024 * 1024  # as other runtimes have it; less where this process may not give so many
 _BEST_EFFORT_OOM_SCORE = 1000  # Kubernetes' value for pods that ask for nothing
 _INFRA_MEMORY = 64 * 1024 * 1024
 _INFRA_PIDS = 16
+CLUSTER_DOMAIN = "cluster.local"  # Kubernetes' default
+TERMINATION_LOG = "/dev/termination-log"
 
 
 @frozen(kw_only=True)
 class BundleContext:
-    """What a configuration needs beside the container's spec. ``layers`` are the image's, lowest first."""
+    """What a configuration needs beside the container's spec. ``layers`` are the image's, lowest first.
+
+    ``private`` is the container's folder in the pod's file system in memory.
+    """
 
     pod: Mapping[str, Any]
     pod_dir: Path
     bundle: Path
+    private: Path
     cgroup: str
     cgroup_mode: str
     image: ImageConfig
     layers: tuple[Path, ...]
-    node_name: str = ""
-    pod_ip: str = ""
+    place: Place = field(factory=Place)
+    lookup: Lookup = nothing
+    policy: HostPolicy = field(factory=HostPolicy)
     infra_pid: int = 0
     pids_limit: int = 4096
 
+    @property
+    def spec(self) -> Mapping[str, Any]:
+        """The pod's."""
+        return self.pod.get("spec") or {}
+
+    @property
+    def security(self) -> Mapping[str, Any]:
+        """The pod's security context."""
+        return self.spec.get("securityContext") or {}
+
+
+@frozen(kw_only=True)
+class Bundle:
+    """A container's configuration, and the paths to be looked up for its mounts: where to put it, and what."""
+
+    config: Json
+    binds: Mapping[Path, Bind]
+
 
 def hostname(pod: Mapping[str, Any]) -> str:
-    """``spec.hostname``, else the pod's name, cut to what the kernel takes."""
-    return str((pod.get("spec") or {}).get("hostname") or pod["metadata"]["name"])[:_MAX_HOSTNAME]
+    """``spec.hostname``, else the pod's name, cut to what the kernel takes; with its domain if the spec says so."""
+    spec = pod.get("spec") or {}
+    short = str(spec.get("hostname") or pod["metadata"]["name"])[:_MAX_HOSTNAME].rstrip("-.")
+    full = fqdn(pod)
+    return full if spec.get("setHostnameAsFQDN") and full and len(full) <= _MAX_HOSTNAME + 1 else short
+
+
+def fqdn(pod: Mapping[str, Any]) -> str:
+    """The pod's name in the domain of its ``spec.subdomain``; empty without one."""
+    spec, metadata = pod.get("spec") or {}, pod["metadata"]
+    if not spec.get("subdomain"):
+        return ""
+    short = str(spec.get("hostname") or metadata["name"])[:_MAX_HOSTNAME]
+    return f"{short}.{spec['subdomain']}.{metadata['namespace']}.svc.{CLUSTER_DOMAIN}"
 
 
 def _mount(destination: str, kind: str, source: str, *options: str) -> Json:
     return {"destination": destination, "type": kind, "source": source, "options": list(options)}
 
 
-def _system_mounts(pod_dir: Path) -> list[Json]:
+def _system_mounts(pod_dir: Path, *, privileged: bool = False) -> list[Json]:
     hidden = ("nosuid", "noexec", "nodev")
+    terminals = ("nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5")
     return [
         _mount("/proc", "proc", "proc", *hidden),
         _mount("/dev", "tmpfs", "tmpfs", "nosuid", "strictatime", "mode=755", "size=65536k"),
-        _mount(
-            "/dev/pts",
-            "devpts",
-            "devpts",
-            "nosuid",
-            "noexec",
-            "newinstance",
-            "ptmxmode=0666",
-            "mode=0620",
-            "gid=5",
-        ),
+        _mount("/dev/pts", "devpts", "devpts", *terminals),
         _mount("/dev/mqueue", "mqueue", "mqueue", *hidden),
         _mount("/dev/shm", "bind", str(pod_dir / "shm"), "bind", "rw", "nosuid", "nodev", "noexec"),
-        _mount("/sys", "sysfs", "sysfs", *hidden, "ro"),
+        _mount("/sys", "sysfs", "sysfs", *hidden, *(() if privileged else ("ro",))),
     ]
 
 
-def _file_mounts(container: Mapping[str, Any], pod_dir: Path) -> list[Json]:
+def _file_mounts(container: Mapping[str, Any], context: BundleContext, *, read_only: bool) -> list[Json]:
     own = {mount.get("mountPath", "").rstrip("/") for mount in container.get("volumeMounts") or []}
-    names = ("hosts", "resolv.conf", "hostname")
+    access = "ro" if read_only else "rw"
+    etc = context.pod_dir / "etc"
+    files = {f"/etc/{name}": (etc / name, access) for name in ("hosts", "resolv.conf", "hostname")}
+    message = str(container.get("terminationMessagePath") or TERMINATION_LOG)
+    files[message] = (termination_log(context.bundle), "rw")
     return [
-        _mount(f"/etc/{name}", "bind", str(pod_dir / "etc" / name), "bind", "rprivate", "rw")
-        for name in names
-        if f"/etc/{name}" not in own
+        _mount(path, "bind", str(source), "bind", "rprivate", how)
+        for path, (source, how) in files.items()
+        if path not in own
     ]
 
 
-def _linux(
-    context: BundleContext, resources: Json, namespaces: list[Json], *, privileged: bool = False
-) -> Json:
+def termination_log(bundle: Path) -> Path:
+    """The file that a container may write its last words to."""
+    return bundle / "termination-log"
+
+
+def _linux(context: BundleContext, resources: Json, namespaces: list[Json], *, masked: bool = True) -> Json:
     linux: Json = {"namespaces": namespaces, "cgroupsPath": context.cgroup}
     if context.cgroup_mode != "none":
         linux["resources"] = resources
-    if not privileged:
+    if masked:
         linux |= {"maskedPaths": MASKED_PATHS, "readonlyPaths": READONLY_PATHS}
     return linux
 
@@ -115,37 +157,61 @@ def _working_directory(container: Mapping[str, Any], image: ImageConfig) -> str:
     return path
 
 
-def _process(container: Mapping[str, Any], context: BundleContext) -> Json:
-    pod_security = (context.pod.get("spec") or {}).get("securityContext") or {}
+def _open_files() -> Json:
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    limit = _MAX_OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, _MAX_OPEN_FILES)
+    return {"type": "RLIMIT_NOFILE", "hard": limit, "soft": limit}
+
+
+def _process(container: Mapping[str, Any], context: BundleContext, own: Mapping[str, str]) -> Json:
     security = container.get("securityContext") or {}
-    values = environment(
-        container,
-        context.image.env,
-        context.pod,
-        hostname=hostname(context.pod),
-        pod_ip=context.pod_ip,
-        node_name=context.node_name,
-    )
+    values = environment(own, context.image.env, hostname(context.pod))
     process: Json = {
-        "terminal": False,
-        "user": process_user(security, pod_security, context.image.user, context.layers),
-        "args": arguments(container, context.image.entrypoint, context.image.cmd, values),
+        "terminal": bool(container.get("tty")),
+        "user": process_user(security, context.security, context.image.user, context.layers),
+        "args": arguments(container, context.image.entrypoint, context.image.cmd, own),
         "env": [f"{name}={value}" for name, value in values.items()],
         "cwd": _working_directory(container, context.image),
         "capabilities": capabilities(security, devices_filtered=context.cgroup_mode != "none"),
         "noNewPrivileges": security.get("allowPrivilegeEscalation") is False,
+        "rlimits": [_open_files()],
     }
+    if container.get("tty") and "TERM" not in values:
+        process["env"].append("TERM=xterm")
     if qos_class(context.pod) == "BestEffort":
         process["oomScoreAdj"] = _BEST_EFFORT_OOM_SCORE
     return process
 
 
-def container_config(container: Mapping[str, Any], context: BundleContext) -> Json:
+def container_bundle(container: Mapping[str, Any], context: BundleContext) -> Bundle:
     """The configuration of one of the pod's own containers, which joins the infra container's namespaces.
 
     Raises:
         PodSpecError: the spec and the image together do not make a runnable container; says why.
+        MissingReference: what it refers to is not there.
     """
+    around = Surroundings(pod=context.pod, place=context.place, lookup=context.lookup)
+    own = own_variables(container, around)
+    security = container.get("securityContext") or {}
+    privileged, read_only = bool(security.get("privileged")), bool(security.get("readOnlyRootFilesystem"))
+    known = volumes(context.spec)
+    binds = container_binds(container, context.pod_dir, known, own, context.policy)
+    places = {index: context.private / f"bind-{index}" for index in binds}
+    mounts = _system_mounts(context.pod_dir, privileged=privileged)
+    mounts += _file_mounts(container, context, read_only=read_only)
+    mounts += volume_mounts(container, context.pod_dir, known, places)
+    process = _process(container, context, own)
+    config: Json = {
+        "ociVersion": "1.0.2",
+        "process": process,
+        "root": {"path": str(context.bundle / "rootfs"), "readonly": read_only},
+        "mounts": mounts,
+        "linux": _container_linux(container, context, process["capabilities"]["bounding"]),
+    }
+    return Bundle(config=config, binds={places[index]: bind for index, bind in binds.items()})
+
+
+def _container_linux(container: Mapping[str, Any], context: BundleContext, granted: list[str]) -> Json:
     security = container.get("securityContext") or {}
     shared = {"network": "net", "ipc": "ipc", "uts": "uts"}
     namespaces: list[Json] = [{"type": "pid"}, {"type": "mount"}]
@@ -155,18 +221,12 @@ def container_config(container: Mapping[str, Any], context: BundleContext) -> Js
     resources = linux_resources(
         container.get("resources") or {}, context.pids_limit, f"{container['name']}.resources"
     )
-    mounts = _system_mounts(context.pod_dir) + _file_mounts(container, context.pod_dir)
-    mounts += volume_mounts(container, context.pod_dir, volumes(context.pod["spec"]))
-    return {
-        "ociVersion": "1.0.2",
-        "process": _process(container, context),
-        "root": {
-            "path": str(context.bundle / "rootfs"),
-            "readonly": bool(security.get("readOnlyRootFilesystem")),
-        },
-        "mounts": mounts,
-        "linux": _linux(context, resources, namespaces, privileged=bool(security.get("privileged"))),
-    }
+    if security.get("privileged"):
+        resources["devices"] = [{"allow": True, "access": "rwm"}]
+    masked = not security.get("privileged") and security.get("procMount") != "Unmasked"
+    linux = _linux(context, resources, namespaces, masked=masked)
+    seccomp = profile_of(security, context.security, granted, context.policy.seccomp_dir)
+    return linux | ({"seccomp": seccomp} if seccomp is not None else {})
 
 
 def infra_config(context: BundleContext) -> Json:
@@ -180,11 +240,7 @@ def infra_config(context: BundleContext) -> Json:
         linux_resources(fixed, _INFRA_PIDS, "infra"),
         [{"type": kind} for kind in ("pid", "mount", "network", "ipc", "uts")],
     )
-    # As other runtimes have it: any port may be bound, and ping needs no capability, inside the pod's network.
-    linux["sysctl"] = {
-        "net.ipv4.ip_unprivileged_port_start": "0",
-        "net.ipv4.ping_group_range": "0 2147483647",
-    }
+    linux["sysctl"] = sysctls(context.security)
     return {
         "ociVersion": "1.0.2",
         "process": {

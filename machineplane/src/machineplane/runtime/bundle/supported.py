@@ -4,6 +4,10 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from machineplane.runtime.bundle.env import check_env
+from machineplane.runtime.bundle.hostpolicy import HostPolicy
+from machineplane.runtime.bundle.seccomp import check_seccomp
+from machineplane.runtime.bundle.sysctls import check_sysctls
 from machineplane.runtime.bundle.volumes import check_volumes
 from machineplane.runtime.errors import PodSpecError
 
@@ -22,8 +26,11 @@ _POD_REFUSED = (
     "ephemeralContainers",
     "resourceClaims",
 )
-_CONTAINER_REFUSED = ("lifecycle", "envFrom", "tty", "volumeDevices")
+_CONTAINER_REFUSED = ("volumeDevices", "resizePolicy")
+_SECURITY_REFUSED = ("seLinuxOptions", "windowsOptions")
 _RESTART_POLICIES = ("Always", "OnFailure", "Never")
+_HOOKS = ("postStart", "preStop")
+_ACTIONS = ("exec", "httpGet", "sleep")
 
 
 def _mapping(value: object, where: str) -> Json:
@@ -38,13 +45,30 @@ def _refuse(fields: Json, names: Iterable[str], where: str) -> None:
             raise PodSpecError(f"{where}.{name} is not supported by this version")
 
 
-def _seccomp(context: Json, where: str) -> None:
-    kind = (context.get("seccompProfile") or {}).get("type", "Unconfined")
-    if kind != "Unconfined":
-        raise PodSpecError(f"{where}.seccompProfile {kind} is not supported by this version")
+def _check_hooks(lifecycle: Json, where: str) -> None:
+    for name, hook in lifecycle.items():
+        if name not in _HOOKS:
+            raise PodSpecError(f"{where}.{name} is not supported by this version")
+        actions = [action for action in hook if hook[action] is not None]
+        if len(actions) != 1 or actions[0] not in _ACTIONS:
+            said = ", ".join(actions) or "nothing"
+            raise PodSpecError(f"{where}.{name} says {said}; one of {', '.join(_ACTIONS)} is supported")
+        if actions[0] == "exec" and not (hook["exec"] or {}).get("command"):
+            raise PodSpecError(f"{where}.{name}.exec.command is missing")
 
 
-def check_container(container: object, where: str, *, allow_privileged: bool) -> None:
+def _check_security(context: Json, where: str, policy: HostPolicy) -> None:
+    _refuse(context, _SECURITY_REFUSED, where)
+    if context.get("privileged") and not policy.privileged:
+        raise PodSpecError(f"{where}.privileged is not allowed on this machine: see --allow-privileged")
+    if context.get("procMount") not in {None, "", "Default"} and not policy.privileged:
+        raise PodSpecError(f"{where}.procMount {context['procMount']} is not allowed on this machine")
+    if (context.get("appArmorProfile") or {}).get("type", "RuntimeDefault") == "Localhost":
+        raise PodSpecError(f"{where}.appArmorProfile.type Localhost is not supported by this version")
+    check_seccomp(context, where, policy.seccomp_dir, anything=policy.anything)
+
+
+def check_container(container: object, where: str, policy: HostPolicy, *, init: bool = False) -> None:
     """Refuse a container that this version cannot run as its spec says."""
     fields = _mapping(container, where)
     name = fields.get("name")
@@ -53,12 +77,16 @@ def check_container(container: object, where: str, *, allow_privileged: bool) ->
     if not isinstance(fields.get("image"), str) or not fields["image"]:
         raise PodSpecError(f"{where}.image is missing")
     _refuse(fields, _CONTAINER_REFUSED, where)
-    if fields.get("restartPolicy"):
-        raise PodSpecError(f"{where}.restartPolicy (sidecar containers) is not supported by this version")
+    if fields.get("restartPolicy") and not (init and fields["restartPolicy"] == "Always"):
+        raise PodSpecError(f"{where}.restartPolicy: only an init container's `Always` is supported")
+    if fields.get("terminationMessagePolicy") not in {None, "", "File", "FallbackToLogsOnError"}:
+        raise PodSpecError(
+            f"{where}.terminationMessagePolicy {fields['terminationMessagePolicy']!r} is unknown"
+        )
+    _check_hooks(_mapping(fields.get("lifecycle") or {}, f"{where}.lifecycle"), f"{where}.lifecycle")
+    check_env(fields, where)
     context = _mapping(fields.get("securityContext") or {}, f"{where}.securityContext")
-    if context.get("privileged") and not allow_privileged:
-        raise PodSpecError(f"{where}.securityContext.privileged is not allowed on this machine")
-    _seccomp(context, f"{where}.securityContext")
+    _check_security(context, f"{where}.securityContext", policy)
 
 
 def all_containers(pod: Json) -> list[tuple[Json, bool]]:
@@ -69,7 +97,12 @@ def all_containers(pod: Json) -> list[tuple[Json, bool]]:
     ]
 
 
-def check_pod(pod: Json, *, allow_privileged: bool) -> None:
+def is_sidecar(container: Json) -> bool:
+    """Whether an init container runs beside the pod's others instead of before them."""
+    return container.get("restartPolicy") == "Always"
+
+
+def check_pod(pod: Json, policy: HostPolicy) -> None:
     """Refuse a malformed pod, and one that asks for what this version does not do.
 
     Raises:
@@ -81,24 +114,31 @@ def check_pod(pod: Json, *, allow_privileged: bool) -> None:
     for key in ("name", "namespace"):
         if not isinstance(metadata.get(key), str) or not metadata[key]:
             raise PodSpecError(f"metadata.{key} is missing")
-    spec = _mapping(pod.get("spec"), "spec")
+    check_spec(_mapping(pod.get("spec"), "spec"), policy)
+
+
+def check_spec(spec: Json, policy: HostPolicy) -> None:
+    """As :func:`check_pod`, for the spec alone: of a pod or of a template."""
     if spec.get("restartPolicy", "Always") not in _RESTART_POLICIES:
         raise PodSpecError(
             f"spec.restartPolicy {spec['restartPolicy']!r} is none of {', '.join(_RESTART_POLICIES)}"
         )
     _refuse(spec, _POD_REFUSED, "spec")
     security = _mapping(spec.get("securityContext") or {}, "spec.securityContext")
-    _refuse(security, ("sysctls",), "spec.securityContext")
-    _seccomp(security, "spec.securityContext")
-    check_volumes(spec)
-    _check_containers(spec, allow_privileged)
+    _check_security(security, "spec.securityContext", policy)
+    check_sysctls(security, "spec.securityContext", policy)
+    deadline = spec.get("activeDeadlineSeconds")
+    if deadline is not None and (type(deadline) is not int or deadline < 1):
+        raise PodSpecError(f"spec.activeDeadlineSeconds {deadline!r} is not a number of seconds from 1 on")
+    check_volumes(spec, policy)
+    _check_containers(spec, policy)
 
 
-def _check_containers(spec: Json, allow_privileged: bool) -> None:
+def _check_containers(spec: Json, policy: HostPolicy) -> None:
     names: list[str] = []
     for key in ("initContainers", "containers"):
         for index, container in enumerate(spec.get(key) or []):
-            check_container(container, f"spec.{key}[{index}]", allow_privileged=allow_privileged)
+            check_container(container, f"spec.{key}[{index}]", policy, init=key == "initContainers")
             names.append(container["name"])
     if not spec.get("containers"):
         raise PodSpecError("spec.containers is empty")

@@ -159,7 +159,8 @@ def process_user(
         gid = _group(str(merged["runAsGroup"]), layers)
     if merged.get("runAsNonRoot") and uid == 0:
         raise PodSpecError("runAsNonRoot is set, but the container would run as root; set runAsUser")
-    extra = [*_member_of(uid, layers), *(pod_security.get("supplementalGroups") or [])]
+    strict = pod_security.get("supplementalGroupsPolicy") == "Strict"
+    extra = [*(() if strict else _member_of(uid, layers)), *(pod_security.get("supplementalGroups") or [])]
     extra += [pod_security["fsGroup"]] if pod_security.get("fsGroup") is not None else []
     return {"uid": uid, "gid": gid, "additionalGids": sorted({int(value) for value in extra} - {gid})}
 

@@ -5,13 +5,13 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from machineplane.linux import libc
 from machineplane.runtime import cgroups
 from machineplane.runtime.crun.binding import Context, LibcrunError, Library
-from machineplane.runtime.shim import rootfs
+from machineplane.runtime.shim import binds, rootfs
 from machineplane.runtime.shim.wire import Message
 
 _MAX_ERROR = 600
@@ -35,6 +35,10 @@ class Tools(NamedTuple):
     groups: cgroups.Cgroups
     state_root: str
 
+    def private(self, container_id: str) -> str:
+        """The folder in memory that holds a container's configuration."""
+        return os.path.join(os.path.dirname(self.state_root), container_id[:12])
+
     def context(
         self, container_id: str, bundle: str = "", *, pid_file: str = "", console_socket: str = ""
     ) -> Context:
@@ -44,7 +48,7 @@ class Tools(NamedTuple):
             state_root=self.state_root,
             container_id=container_id,
             bundle=bundle,
-            pid_file=pid_file or (os.path.join(bundle, "pid") if bundle else ""),
+            pid_file=pid_file or (os.path.join(self.private(container_id), "pid") if bundle else ""),
             console_socket=console_socket,
         )
         return context.without_cgroups() if self.groups.mode == "none" else context
@@ -102,32 +106,57 @@ def _settle(stdio: Stdio | None, writer: int) -> None:
 def _outcome(action: Callable[[], Message]) -> Message:
     try:
         return {"ok": True, **action()}
-    except (LibcrunError, rootfs.RootError) as error:
+    except (LibcrunError, rootfs.RootError, binds.BindError) as error:
         return {"ok": False, "error": str(error)[:_MAX_ERROR]}
     except OSError as error:
         text = f"{error.strerror}: {error.filename}" if error.filename else str(error)
         return {"ok": False, "error": text[:_MAX_ERROR]}
 
 
-def create(tools: Tools, container_id: str, bundle: str, layers: list[str]) -> Message:
+class Making(NamedTuple):
+    """What a container is made of: its folder, its image's layers (lowest first), and what to bind before it is made.
+
+    ``console`` is the socket to which its terminal goes, if it has one.
+    """
+
+    bundle: str
+    layers: list[str]
+    binds: list[list[object]]
+    console: str
+
+
+def create(tools: Tools, container_id: str, making: Making) -> Message:
     """Mount the root file system and create the container; answers its first process's id."""
-    with open(os.path.join(bundle, "config.json"), "rb") as file:
+    private, bundle = tools.private(container_id), making.bundle
+    with open(os.path.join(private, "config.json"), "rb") as file:
         configuration = file.read()
-    root = os.path.join(bundle, "rootfs")
-    rootfs.mount_overlay(layers, bundle)
+    rootfs.mount_overlay(making.layers, bundle)
     try:
-        os.chdir(bundle)
-        tools.library.create(tools.context(container_id, bundle), configuration)
-        with open(os.path.join(bundle, "pid")) as file:
+        with _bound(private, making.binds):
+            os.chdir(bundle)
+            context = tools.context(container_id, bundle, console_socket=making.console)
+            tools.library.create(context, configuration)
+        with open(os.path.join(private, "pid")) as file:
             pid = int(file.read())
         rootfs.check_cwd(pid, json.loads(configuration)["process"]["cwd"])
-    except (LibcrunError, rootfs.RootError, OSError):
+    except (LibcrunError, rootfs.RootError, binds.BindError, OSError):
         with contextlib.suppress(LibcrunError):
             tools.library.delete(tools.context(container_id), container_id)
         with contextlib.suppress(OSError):
-            libc.umount(root, libc.MNT_DETACH)
+            libc.umount(os.path.join(bundle, "rootfs"), libc.MNT_DETACH)
         raise
     return {"pid": pid}
+
+
+@contextlib.contextmanager
+def _bound(private: str, wanted: list[list[object]]) -> Iterator[None]:
+    """The container's own mounts are copies of these, which are gone again when it is made."""
+    with contextlib.ExitStack() as stack:
+        for name, root, path, kind, make in wanted:
+            target = os.path.join(private, str(name))
+            binds.bind(str(root), str(path), str(kind), bool(make), target)
+            stack.callback(libc.umount, target, libc.MNT_DETACH)
+        yield
 
 
 def start(tools: Tools, container_id: str) -> Message:
@@ -136,19 +165,18 @@ def start(tools: Tools, container_id: str) -> Message:
     return {}
 
 
-def execute(
-    tools: Tools, container_id: str, bundle: str, number: int, args: list[str], console: str
-) -> Message:
+def execute(tools: Tools, container_id: str, number: int, args: list[str], console: str) -> Message:
     """Run one more process in a container, as the container's own but for its arguments; answers its id.
 
     With ``console``, the path of a socket on which somebody listens, it gets a terminal, whose other end goes there.
     """
-    with open(os.path.join(bundle, "config.json"), "rb") as file:
+    private = tools.private(container_id)
+    with open(os.path.join(private, "config.json"), "rb") as file:
         process = json.load(file)["process"]
     process |= {"args": args, "terminal": bool(console)}
     if console and not any(item.startswith("TERM=") for item in process["env"]):
         process["env"].append("TERM=xterm")  # as Kubernetes has it
-    path, pid_file = (os.path.join(bundle, f"exec-{number}.{kind}") for kind in ("json", "pid"))
+    path, pid_file = (os.path.join(private, f"exec-{number}.{kind}") for kind in ("json", "pid"))
     try:
         with open(path, "w") as file:
             json.dump(process, file)

@@ -72,9 +72,7 @@ class Execs:
                 del self._found[number]
 
         tools = self._tools
-        self._call(
-            lambda: calls.execute(tools, container.id, container.bundle, number, args, console), finish, stdio
-        )
+        self._call(lambda: calls.execute(tools, container.id, number, args, console), finish, stdio)
 
     def _started(self, number: int, pid: int) -> None:
         fresh = self._found[number] = self._found[number]._replace(pid=pid)

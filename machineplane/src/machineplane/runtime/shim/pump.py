@@ -8,6 +8,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
+from machineplane.runtime.shim import terminal
 from machineplane.runtime.shim.calls import Stdio
 from machineplane.runtime.shim.logs import LineSplitter, LogFile
 
@@ -92,6 +93,7 @@ class Pumps:
         self._open: dict[str, tuple[LogFile, list[_Stream]]] = {}
         self._taps: dict[int, _Tap] = {}
         self._inputs: dict[str, int] = {}
+        self._terminals: dict[str, tuple[int, terminal.TerminalInput]] = {}
 
     def open(self, container_id: str, path: str, fifo: str) -> Stdio:
         """Begin a log; answers the descriptors for the container, which the caller closes after it has forked.
@@ -110,6 +112,29 @@ class Pumps:
             ends.append(writer)
         self._open[container_id] = (log, streams)
         return Stdio(*ends)
+
+    def open_terminal(self, container_id: str, path: str, fifo: str) -> int:
+        """Begin the log of a container with a terminal; answers the reading end of its stdin, -1 without one."""
+        self._open[container_id] = (LogFile(path), [])
+        if not fifo:
+            return -1
+        reader = self._input(container_id, fifo)
+        os.set_blocking(reader, False)
+        return reader
+
+    def take_terminal(self, container_id: str, master: int, stdin: int) -> None:
+        """The terminal's other end has come: read it, and write to it what comes by ``stdin``."""
+        log, streams = self._open[container_id]
+        stream = _Stream(master, "stdout", log, partial(self._tell, container_id))
+        streams.append(stream)
+        self._selector.register(master, selectors.EVENT_READ, lambda: self._ready(stream))
+        entry = terminal.TerminalInput(self._selector, stdin, master, lambda: self._ready(stream))
+        self._terminals[container_id] = (master, entry)
+
+    def resize(self, container_id: str, width: int, height: int) -> None:
+        """Set the size of a container's terminal, if it has one."""
+        if container_id in self._terminals:
+            terminal.resize(self._terminals[container_id][0], width, height)
 
     def _input(self, container_id: str, fifo: str) -> int:
         if not fifo:
@@ -168,6 +193,8 @@ class Pumps:
         if container_id not in self._open:
             return
         log, streams = self._open.pop(container_id)
+        if container_id in self._terminals:
+            self._terminals.pop(container_id)[1].close()
         for stream in streams:
             with contextlib.suppress(KeyError):
                 self._selector.unregister(stream.fd)

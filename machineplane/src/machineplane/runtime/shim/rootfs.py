@@ -1,18 +1,13 @@
 """A container's root file system: overlay mount, and the check that its working directory lies inside."""
 
 import contextlib
-import ctypes
 import os
 
 from machineplane.linux import libc
 
 _MAX_OPTIONS = 4095
 """Bytes of mount options that the kernel takes: one page with its end."""
-
-_SYS_OPENAT2 = 437
-_RESOLVE_NO_MAGICLINKS = 0x02
-_RESOLVE_IN_ROOT = 0x10
-_syscall = ctypes.CDLL(None, use_errno=True).syscall
+_LOOK = os.O_PATH | os.O_DIRECTORY
 
 
 class RootError(Exception):
@@ -49,19 +44,6 @@ def mount_overlay(layers: list[str], bundle: str) -> None:
         os.chdir(back)
 
 
-def _open_in_root(root_fd: int, path: str) -> int:
-    """``openat2`` of a directory, with every symbolic link kept under ``root_fd`` and no magic one followed."""
-    how = b"".join(
-        value.to_bytes(8, "little")
-        for value in (os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, 0, _RESOLVE_IN_ROOT | _RESOLVE_NO_MAGICLINKS)
-    )
-    fd = int(_syscall(_SYS_OPENAT2, root_fd, os.fsencode(path), how, len(how)))
-    if fd < 0:
-        errno = ctypes.get_errno()
-        raise OSError(errno, os.strerror(errno), path)
-    return fd
-
-
 def check_cwd(pid: int, path: str) -> None:
     """Refuse a created process whose working directory is not ``path`` inside its own root.
 
@@ -72,7 +54,7 @@ def check_cwd(pid: int, path: str) -> None:
         root = os.open(f"/proc/{pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         stack.callback(os.close, root)
         try:
-            wanted = _open_in_root(root, path)
+            wanted = libc.openat2(root, path, _LOOK, libc.RESOLVE_IN_ROOT | libc.RESOLVE_NO_MAGICLINKS)
         except OSError as error:
             raise RootError(f"the working directory {path!r} is not one inside the container") from error
         stack.callback(os.close, wanted)

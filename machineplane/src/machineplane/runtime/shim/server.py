@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from machineplane.linux import libc
 from machineplane.runtime import cgroups
-from machineplane.runtime.shim import calls, state
+from machineplane.runtime.shim import calls, state, terminal
 from machineplane.runtime.shim.execs import Execs, Refused
 from machineplane.runtime.shim.pump import Pumps, TooManyTaps
 from machineplane.runtime.shim.state import Container
@@ -29,6 +29,7 @@ MAX_FDS = 3
 """Descriptors that come with one request; the kernel closes what is more."""
 
 Reply = Callable[[Message], None]
+Created = Callable[[Message], Message]
 
 _CRASH: Message = {"ok": False, "error": "the helper that called libcrun ended without an answer"}
 
@@ -167,6 +168,7 @@ class Shim:
             "delete": self._delete,
             "exec-signal": self._exec_signal,
             "detach": self._detach,
+            "resize": self._resize,
             "end-input": self._end_input,
             **with_fds,
             "shutdown": self._shutdown,
@@ -198,9 +200,11 @@ class Shim:
         reply({"ok": True, "pid": os.getpid(), "creating": len(self._creating), "containers": listed})
 
     def _tmpfs(self, message: Message, reply: Reply) -> None:
-        size = f",size={int(message['size'])}" if message.get("size") else ""
-        flags = libc.MS_NOSUID | libc.MS_NODEV
-        libc.mount("tmpfs", str(message["path"]), "tmpfs", flags, f"mode=0777{size}")
+        """A file system in memory over a folder, whose mode and group it takes."""
+        path, size = str(message["path"]), f",size={int(message['size'])}" if message.get("size") else ""
+        found = os.stat(path)
+        options = f"mode={found.st_mode & 0o7777:o},gid={found.st_gid}{size}"
+        libc.mount("tmpfs", path, "tmpfs", libc.MS_NOSUID | libc.MS_NODEV, options)
         reply({"ok": True})
 
     def _create(self, message: Message, reply: Reply) -> None:
@@ -222,12 +226,15 @@ class Shim:
             raise RequestError(f"the container {container_id} is there already")
         if len(self._containers) + len(self._creating) >= MAX_CONTAINERS:
             raise RequestError(f"this pod has {MAX_CONTAINERS} containers already")
+        making = calls.Making(bundle, layers, list(message["binds"]), str(message["console"]))
         fifo = os.path.join(bundle, "stdin") if message.get("stdin") else ""
-        stdio = self._pumps.open(container_id, container.log, fifo)
+        begin = self._with_terminal if making.console else self._with_pipes
+        stdio, created = begin(container_id, container.log, fifo, making.console)
         self._creating.add(container_id)
 
         def finish(answer: Message) -> None:
             self._creating.discard(container_id)
+            answer = created(answer)
             if answer.get("ok"):
                 pid = int(answer["pid"])
                 self._set(container._replace(pid=pid, pid_start=state.process_start(pid)))
@@ -238,10 +245,34 @@ class Shim:
             reply(answer)
 
         try:
-            self._call(lambda: calls.create(self._tools, container_id, bundle, layers), finish, stdio)
+            self._call(lambda: calls.create(self._tools, container_id, making), finish, stdio)
         finally:
-            for fd in stdio:
+            for fd in stdio or ():
                 os.close(fd)
+
+    def _with_pipes(
+        self, container_id: str, log: str, fifo: str, _: str
+    ) -> tuple[calls.Stdio | None, Created]:
+        return self._pumps.open(container_id, log, fifo), lambda answer: answer
+
+    def _with_terminal(
+        self, container_id: str, log: str, fifo: str, console: str
+    ) -> tuple[calls.Stdio | None, Created]:
+        """libcrun sends the terminal's other end to a socket; it is there when the call has been answered."""
+        listener = terminal.listen(console)
+        stdin = self._pumps.open_terminal(container_id, log, fifo)
+
+        def created(answer: Message) -> Message:
+            try:
+                master = terminal.take(listener)
+            except terminal.TerminalError as error:
+                if stdin >= 0:
+                    os.close(stdin)
+                return answer if not answer.get("ok") else {"ok": False, "error": str(error)}
+            self._pumps.take_terminal(container_id, master, stdin)
+            return answer
+
+        return None, created
 
     def _start(self, message: Message, reply: Reply) -> None:
         container = self._find(message)
@@ -302,6 +333,10 @@ class Shim:
 
     def _detach(self, message: Message, reply: Reply) -> None:
         self._pumps.detach(int(message["attach"]))
+        reply({"ok": True})
+
+    def _resize(self, message: Message, reply: Reply) -> None:
+        self._pumps.resize(self._find(message).id, int(message["width"]), int(message["height"]))
         reply({"ok": True})
 
     def _end_input(self, message: Message, reply: Reply) -> None:

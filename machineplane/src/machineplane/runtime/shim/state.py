@@ -5,6 +5,9 @@ import os
 import time
 from typing import Any, NamedTuple
 
+PRIVATE = "private"
+"""A pod's file system in memory, below its folder: configurations and libcrun's state hold values of Secrets."""
+
 
 def now_ms() -> int:
     """Wall clock, milliseconds since the epoch."""
