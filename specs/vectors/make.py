@@ -214,7 +214,8 @@ def messages() -> list[tuple[SignedMessage, Identity]]:
     )
     newer = bid.evolve(extra={"price_ppm": 5})
     by_owner = [(message, OWNER) for message in (tender, award, disposal, workload)]
-    return [*by_owner, *((message, NODE) for message in (bid, newer, event, machine, service))]
+    hidden = machine.evolve(relays=(OWNER.peer_id,))
+    return [*by_owner, *((message, NODE) for message in (bid, newer, event, machine, hidden, service))]
 
 
 def hexed(value: Any) -> Any:

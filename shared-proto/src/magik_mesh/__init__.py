@@ -1,7 +1,7 @@
 """A mesh node: connections, calls, gossip and presence among the members of a fabric, over `trio_quic`."""
 
 from magik_mesh.clock import Clock, SystemClock
-from magik_mesh.config import MeshLimits, NodeConfig, Timings
+from magik_mesh.config import MeshLimits, NodeConfig, RelayLimits, Timings
 from magik_mesh.errors import (
     CallRefused,
     CannotListen,
@@ -13,6 +13,7 @@ from magik_mesh.errors import (
     WrongIdentity,
 )
 from magik_mesh.node import Node, open_node
+from magik_mesh.reach import Reach
 from magik_mesh.roster import PeerDown, PeerEvent, PeerInfo, PeerUp
 from magik_mesh.rpc_client import ReplyStream
 from magik_mesh.rpc_server import Call, CallStream, Handler
@@ -36,6 +37,8 @@ __all__ = [
     "PeerInfo",
     "PeerUnreachable",
     "PeerUp",
+    "Reach",
+    "RelayLimits",
     "ReplyStream",
     "RpcFailed",
     "RpcTimeout",

@@ -51,6 +51,11 @@ def is_dialable(address: Address) -> bool:
     return not (ip.is_unspecified or ip.is_multicast or ip.is_reserved)
 
 
+def is_loopback(address: Address) -> bool:
+    """Whether it means this computer, whoever says it."""
+    return ipaddress.ip_address(address[0]).is_loopback
+
+
 def source_towards(address: Address) -> str | None:
     """The address by which this machine would reach `address`, or None without a route. Sends nothing."""
     family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
@@ -84,7 +89,7 @@ class OwnAddresses:
         if not is_wildcard(self.listen[0]):
             return (self.listen,)
         known = [*self._local, *(a for a in self._observed if a not in self._local)]
-        return tuple(sorted(known, key=lambda address: ipaddress.ip_address(address[0]).is_loopback))
+        return tuple(sorted(known, key=is_loopback))
 
     def reached_from(self, host: str) -> bool:
         """We reach others from `host`. True if that changed what we say."""

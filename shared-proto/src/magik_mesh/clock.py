@@ -43,6 +43,17 @@ class SystemClock:
         return os.urandom(size)
 
 
+@frozen
+class Bits:
+    """A clock's random bytes as bits, for `magik_proto.machine.shuffled`."""
+
+    _clock: Clock
+
+    def getrandbits(self, k: int, /) -> int:
+        """A random number of `k` bits."""
+        return int.from_bytes(self._clock.random((k + 7) // 8), "big") & ((1 << k) - 1)
+
+
 def unit_random(clock: Clock) -> float:
     """A uniform number in [0, 1)."""
     return int.from_bytes(clock.random(6), "big") / (1 << 48)

@@ -10,6 +10,16 @@ INTERNAL = "internal"  # the handler failed; the peer's log says how
 MALFORMED = "malformed"  # the request's header could not be understood
 UNIMPLEMENTED = "unimplemented"  # no handler has that method name
 
+# Refusals of a relay, or of a machine that is asked to help with one.
+RELAY_OFF = "relay.off"  # this machine does not relay: it was told not to, or cannot be reached itself
+RELAY_UNKNOWN = "relay.unknown"  # this machine does not know yet whether it can be reached: ask again
+RELAY_CHAINED = "relay.chained"  # the caller itself is here by a relay
+RELAY_TARGET = "relay.target"  # that machine cannot be reached by this one
+RELAY_FULL = "relay.full"  # the relay, or the machine at the other end, has as many circuits as it will
+RELAY_QUOTA = "relay.quota"  # one of the two ends has
+RELAY_BODY = "relay.body"  # the call's body is not what it should be
+RELAY_DIRECT = "relay.direct"  # there is no relay between the two: nothing to punch through
+
 # Application error codes of a QUIC connection's close.
 CLOSE_OK = 0
 CLOSE_GOODBYE = 1  # the node leaves: do not redial
@@ -28,5 +38,10 @@ RESET_HANDLER = 3
 HELLO = "/magik/mesh/hello/1.0.0"
 PEERS = "/magik/mesh/peers/1.0.0"
 GOSSIP = "/magik/mesh/gossip/1.0.0"
+PROBE = "/magik/relay/probe/1.0.0"
+RESERVE = "/magik/relay/reserve/1.0.0"
+OPEN = "/magik/relay/open/1.0.0"
+ACCEPT = "/magik/relay/accept/1.0.0"
+PUNCH = "/magik/relay/punch/1.0.0"
 
 PRESENCE_TOPIC = "magik-presence"

@@ -62,13 +62,46 @@ class MeshLimits:
 
 
 @frozen
+class RelayLimits:
+    """Numbers of relaying: what a relay grants, and how its two ends use it.
+
+    All are guesses; what a fabric behind many NATs does to its relays would settle them.
+    """
+
+    reservations: int = (
+        32  # machines that one relay can be reached by; more are refused. Half of 64 connections
+    )
+    circuits: int = 128  # of one relay: more are refused
+    circuits_per_peer: int = 16  # of which one machine is an end, at one relay: likewise
+    rate: float = 1 << 20  # bytes per second of a circuit, both ways together: who sends more is slowed
+    total_rate: float = 8 << 20  # and of all circuits of a relay
+    burst: float = 256 << 10  # bytes that may go at once within these rates
+    circuit_bytes: int = 4 << 30  # of one circuit in its life: it ends, and the ends open another
+    circuit_life: float = 86_400.0  # seconds: likewise
+    circuit_idle: float = 30.0  # seconds without a byte: it ends. Three idle time-outs of QUIC
+    queue: int = 256  # datagrams that wait for a circuit at an end: more are lost, as on any wire
+    paths: int = 64  # relayed connections of one machine: more are refused
+    kept: int = 2  # relays that an unreachable machine keeps, so that one may die
+    retry: float = 5.0  # seconds until a machine short of relays asks again
+    refused: float = 60.0  # seconds for which a machine that refused is not asked again
+    probers: int = 5  # peers that are asked to probe in one survey
+    probe_wait: float = 1.0  # seconds for a probe to arrive: three are sent within 0.3 s
+    settle: float = 0.2  # seconds after a new connection before a survey, for others that come together
+    survey: float = 300.0  # seconds between surveys
+    punch_first: float = 30.0  # seconds until a punch that failed is tried again; doubles
+    punch_cap: float = 600.0
+    linger: float = 2.0  # seconds for which a circuit is kept when the direct path has taken over
+
+
+@frozen
 class NodeConfig:
     """What a node is: who, where, in which plane, admitted by what.
 
     `member` is the encoded membership that the certificate carries (None in an open fabric), `advertise`
     holds `ip:port` texts for a machine that others reach by an address it cannot see itself, `labels`
     travel in the machine's record. `max_connections` bounds the connections to peers: see
-    `magik_mesh.connections` for the policy at it.
+    `magik_mesh.connections` for the policy at it. `relays_for_others`: carry (encrypted) traffic between members that
+    do not reach each other.
     """
 
     host: str
@@ -83,6 +116,8 @@ class NodeConfig:
     max_connections: int = field(default=64)
     timings: Timings = Timings()
     limits: MeshLimits = MeshLimits()
+    relays_for_others: bool = True
+    relay: RelayLimits = RelayLimits()
 
     def __attrs_post_init__(self) -> None:
         try:

@@ -14,9 +14,13 @@ from magik_mesh.clock import Clock
 from magik_mesh.config import NodeConfig
 from magik_mesh.connections import Connections
 from magik_mesh.errors import PeerUnreachable, WrongIdentity
+from magik_mesh.relaying import Relaying
 from magik_mesh.tls import Admitted, peer_id_of
 from magik_proto.identity import PeerId
 from trio_quic import Connection, Endpoint, PeerRejected, QuicError
+
+# An address, or the relay to go through.
+_Way = Address | PeerId
 
 
 @define(eq=False)
@@ -25,6 +29,7 @@ class _Dial:
 
     urgent: bool = False  # for a call
     done: trio.Event = field(factory=trio.Event)
+    stir: trio.Event = field(factory=trio.Event)  # an attempt has ended, or there may be another way to try
     error: PeerUnreachable | None = None
 
 
@@ -36,6 +41,7 @@ class Dialer:
     clock: Clock
     endpoint: Endpoint[Admitted]
     connections: Connections
+    relaying: Relaying
     admission: Callable[[x509.Certificate], Admitted]
     log: FilteringBoundLogger
     _dials: dict[PeerId, _Dial] = field(factory=dict)
@@ -43,8 +49,10 @@ class Dialer:
     _told: set[tuple[PeerId, str, PeerId]] = field(factory=set)
 
     def wake(self) -> None:
-        """The plan has changed."""
+        """The plan has changed, or what is known of peers that are being dialled."""
         self._wake.set()
+        for dial in self._dials.values():
+            dial.stir.set()
 
     async def run(self) -> None:
         """Dial whoever is due, until cancelled."""
@@ -63,7 +71,7 @@ class Dialer:
         if peer in self.connections.links:
             return
         if peer not in self._dials:
-            if not self.connections.presence.directory.addresses(peer):
+            if not self._ways(peer):
                 raise PeerUnreachable(peer, "nobody has told its address (yet)")
             if self._is_full() and not self.connections.make_room():
                 raise PeerUnreachable(peer, f"all {self.config.max_connections} connections are in use")
@@ -101,43 +109,65 @@ class Dialer:
     async def _try(self, peer: PeerId, dial: _Dial) -> None:
         timings = self.config.timings
         seconds = timings.redial if self.connections.is_doubtful(peer) else timings.dial
-        connection, address = await self._race(peer, seconds)
-        if source := source_towards(address):
+        connection, way = await self._race(peer, dial, seconds)
+        if not isinstance(way, PeerId) and (source := source_towards(way)):
             self.connections.presence.reached_from(source)
         with trio.move_on_after(timings.dial):
             await self.connections.greet(connection, urgent=dial.urgent)
+            self.relaying.greeted(connection)
             return
         raise PeerUnreachable(peer, f"no answer to the greeting within {timings.dial:g} s")
 
-    async def _race(self, peer: PeerId, seconds: float) -> tuple[Connection[Admitted], Address]:
-        """Try the peer's addresses, each a little after the one before; the first that answers wins."""
-        won: list[tuple[Connection[Admitted], Address]] = []
+    def _ways(self, peer: PeerId) -> tuple[_Way, ...]:
+        """How `peer` may be reached, the best first: at its addresses, then through its relays."""
+        return (*self.connections.presence.directory.addresses(peer), *self.relaying.client.relays_of(peer))
+
+    async def _race(self, peer: PeerId, dial: _Dial, seconds: float) -> tuple[Connection[Admitted], _Way]:
+        """Try the ways to the peer, each a little after the one before, and those that are heard of meanwhile.
+
+        The first that answers wins.
+        """
+        won: list[tuple[Connection[Admitted], _Way]] = []
         errors: list[PeerUnreachable] = []
 
-        async def attempt(address: Address, failed: trio.Event, others: trio.CancelScope) -> None:
+        async def attempt(way: _Way, ended: trio.Event, others: trio.CancelScope) -> None:
             try:
-                connection = await self._connect(peer, address, seconds)
+                connection = await self._go(peer, way, seconds)
             except PeerUnreachable as error:
                 errors.append(error)
-                failed.set()
+                ended.set()
+                dial.stir.set()
                 return
             if won:
                 connection.close_now()
                 return
-            won.append((connection, address))
+            won.append((connection, way))
             others.cancel()
 
         with trio.move_on_after(seconds):
             async with trio.open_nursery() as nursery:
-                for address in self.connections.presence.directory.addresses(peer):
-                    failed = trio.Event()
-                    nursery.start_soon(attempt, address, failed, nursery.cancel_scope)
-                    with trio.move_on_after(self.config.timings.stagger):
-                        await failed.wait()
+                tried: set[_Way] = set()
+                while len(errors) < len(tried) or self._untried(peer, tried):
+                    dial.stir = trio.Event()
+                    for way in self._untried(peer, tried):
+                        tried.add(way)
+                        ended = trio.Event()
+                        nursery.start_soon(attempt, way, ended, nursery.cancel_scope)
+                        with trio.move_on_after(self.config.timings.stagger):
+                            await ended.wait()
+                    await dial.stir.wait()
         if won:
             return won[0]
         wrong = [error for error in errors if isinstance(error, WrongIdentity)]
         raise [*wrong, *errors, PeerUnreachable(peer, f"no answer within {seconds:g} s")][0]
+
+    def _untried(self, peer: PeerId, tried: set[_Way]) -> list[_Way]:
+        return [way for way in self._ways(peer) if way not in tried]
+
+    async def _go(self, peer: PeerId, way: _Way, seconds: float) -> Connection[Admitted]:
+        if isinstance(way, PeerId):
+            return await self.relaying.client.connect(peer, way, lambda a: self._connect(peer, a, seconds))
+        return await self._connect(peer, way, seconds)
 
     async def _connect(self, peer: PeerId, address: Address, seconds: float) -> Connection[Admitted]:
         actual: list[PeerId] = []

@@ -96,10 +96,10 @@ class Directory:
         return record
 
     def observe(self, peer: PeerId, address: Address, now: float, keep: Iterable[PeerId]) -> None:
-        """`peer` proved itself at `address`."""
+        """`peer` proved itself at `address`: worth a try again, unless that is the virtual one of a relay."""
         known = self._entry(peer, now, keep)
         if known is not None:
-            known.observed, known.heard_at = address, now
+            known.observed, known.heard_at = address if is_dialable(address) else known.observed, now
 
     def misled(self, peer: PeerId, address: Address) -> None:
         """Another machine answered at `address`:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from typing import Any
 
 import structlog
@@ -32,17 +33,23 @@ from magik_mesh.hello import parse_records
 from magik_mesh.links import Link, LinkTable
 from magik_mesh.presence import Presence
 from magik_mesh.pubsub import PubSub, Validator
+from magik_mesh.reach import Reach
+from magik_mesh.relay_socket import SwitchSocket
+from magik_mesh.relaying import Relaying
 from magik_mesh.roster import PeerEvent, PeerInfo, Roster
 from magik_mesh.rpc_client import ReplyStream, ask, calling
 from magik_mesh.rpc_server import Call, Handler, RpcServer
 from magik_mesh.stats import Stats
 from magik_mesh.streams import STREAM_ERRORS
+from magik_mesh.survey import SideSocket
 from magik_mesh.tls import Admitted, admission, make_credentials
 from magik_proto.errors import RemoteProtocolError
 from magik_proto.identity import PeerId
-from trio_quic import DatagramSocket, Endpoint, Limits, Stream, open_endpoint
+from trio_quic import DatagramSocket, Endpoint, Limits, Stream, open_endpoint, open_udp_socket
 
-_RESERVED = "/magik/mesh/"
+_RESERVED = ("/magik/mesh/", "/magik/relay/")
+# Bytes of the buffers of a port that only sends probes.
+_SIDE_BUFFER = 4096
 
 
 class Node:
@@ -53,6 +60,8 @@ class Node:
         config: NodeConfig,
         clock: Clock,
         endpoint: Endpoint[Admitted],
+        socket: SwitchSocket,
+        side_socket: SideSocket | None,
         nursery: trio.Nursery,
         log: FilteringBoundLogger,
     ) -> None:
@@ -62,6 +71,7 @@ class Node:
         self._config = config
         self._clock = clock
         self._endpoint = endpoint
+        self._socket = socket
         self._nursery = nursery
         self._log = log
         self._handlers: dict[str, Handler] = {}
@@ -70,7 +80,22 @@ class Node:
         self._pubsub = PubSub(self.id, clock, config.limits, self.stats, log)
         self._presence = self._make_presence()
         self._connections = self._make_connections()
-        self._dialer = Dialer(config, clock, endpoint, self._connections, admission(config, clock), log)
+        self._relaying = Relaying(
+            config=config,
+            clock=clock,
+            calls=self,
+            links=self._links,
+            presence=self._presence,
+            roster=self._roster,
+            socket=socket,
+            side_socket=side_socket,
+            stats=self.stats,
+            nursery=nursery,
+            log=log,
+        )
+        self._dialer = Dialer(
+            config, clock, endpoint, self._connections, self._relaying, admission(config, clock), log
+        )
 
     # -- calls
 
@@ -186,6 +211,21 @@ class Node:
         except RemoteProtocolError:
             return None
 
+    @property
+    def reach(self) -> Reach:
+        """Whether strangers reach this machine, as of the last survey."""
+        return self._relaying.reach
+
+    @property
+    def relays(self) -> tuple[PeerId, ...]:
+        """By whom this machine can be reached, while it cannot be reached by itself."""
+        return self._relaying.client.kept
+
+    def is_relayed(self, peer: PeerId) -> bool:
+        """Whether a relay carries the connection with `peer` now; False as well if there is none."""
+        link = self._links.get(peer)
+        return link is not None and self._socket.real(link.connection.remote_address) is None
+
     def recheck(self) -> None:
         """Judge all connected peers again, after the policy has changed.
 
@@ -199,12 +239,14 @@ class Node:
         """Start all tasks; they run from the next checkpoint on."""
         self._handlers[codes.GOSSIP] = self._pubsub.read_frames
         self._handlers[codes.PEERS] = self._on_exchange
+        self._handlers.update(self._relaying.handlers)
         self._pubsub.subscribe(codes.PRESENCE_TOPIC, self._presence.judge)
         now = self._clock.now()
         for peer in self._config.bootstrap:
             self._presence.directory.configure(peer.peer, (peer.host, peer.port), now)
             self._connections.plan.want(peer.peer, now, permanent=True)
-        for task in (self._pubsub.run, self._accept, self._dialer.run, self._exchange, self._renew):
+        tasks = (self._pubsub.run, self._accept, self._dialer.run, self._exchange, self._renew)
+        for task in (*tasks, self._relaying.run):
             self._nursery.start_soon(task)
 
     def stop(self) -> None:
@@ -294,20 +336,28 @@ class Node:
 
 @asynccontextmanager
 async def open_node(
-    config: NodeConfig, *, clock: Clock | None = None, socket: DatagramSocket | None = None
+    config: NodeConfig,
+    *,
+    clock: Clock | None = None,
+    socket: DatagramSocket | None = None,
+    side_socket: SideSocket | None = None,
 ) -> AsyncIterator[Node]:
     """A running node. Leaving the context says goodbye to all peers and ends every task of the node.
 
     Register handlers and subscriptions before the first await: nothing is dialled or accepted until then.
-    `clock` and `socket` replace time, randomness and the UDP socket in tests. Raises `CannotListen` or
-    `ConfigError`.
+    `clock`, `socket` and `side_socket` (for probes) replace time, randomness and UDP sockets in tests. Raises
+    `CannotListen` or `ConfigError`.
     """
     clock = clock or SystemClock()
     log: FilteringBoundLogger = structlog.get_logger().bind(plane=config.plane)
     async with AsyncExitStack() as stack:
-        endpoint = await _listen(stack, config, clock, socket)
+        if socket is None:
+            socket, side_socket = _bind(config), partial(open_udp_socket, config.host, 0, _SIDE_BUFFER)
+        switch = SwitchSocket(socket, config.relay.paths, config.relay.queue)
+        stack.callback(switch.close)
+        endpoint = await _listen(stack, config, clock, switch)
         nursery = await stack.enter_async_context(trio.open_nursery())
-        node = Node(config, clock, endpoint, nursery, log)
+        node = Node(config, clock, endpoint, switch, side_socket, nursery, log)
         node.start()
         if config.policy.root is None:
             log.warning("the fabric is open: anyone who reaches this port is a member", port=node.address[1])
@@ -318,7 +368,7 @@ async def open_node(
 
 
 async def _listen(
-    stack: AsyncExitStack, config: NodeConfig, clock: Clock, socket: DatagramSocket | None
+    stack: AsyncExitStack, config: NodeConfig, clock: Clock, socket: DatagramSocket
 ) -> Endpoint[Admitted]:
     limits = Limits(
         idle_timeout=config.timings.idle_timeout,
@@ -335,8 +385,12 @@ async def _listen(
         limits=limits,
         socket=socket,
     )
+    return await stack.enter_async_context(opening)
+
+
+def _bind(config: NodeConfig) -> DatagramSocket:
     try:
-        return await stack.enter_async_context(opening)
+        return open_udp_socket(config.host, config.port, Limits().socket_buffer)
     except OSError as error:
         raise CannotListen(config.host, config.port, error) from error
 

@@ -12,7 +12,7 @@ from attrs import define, field
 from structlog.typing import FilteringBoundLogger
 
 from magik_mesh.addresses import Address, OwnAddresses, parse, plain_host, text_of
-from magik_mesh.clock import Clock
+from magik_mesh.clock import Bits, Clock
 from magik_mesh.config import NodeConfig
 from magik_mesh.dialing import DialPlan
 from magik_mesh.directory import Directory
@@ -44,6 +44,7 @@ class Presence:
     connected: Callable[[], Collection[PeerId]]
     announce: Callable[[bytes], None]  # tell the fabric of a record
     on_news: Callable[[], None]  # the dial plan has grown
+    _relays: tuple[PeerId, ...] = ()  # by whom we can be reached, when not by ourselves
     _record: MachineRecord = field(init=False)
     _encoded: bytes = field(init=False)
 
@@ -68,10 +69,16 @@ class Presence:
         if self.addresses.reached_from(host):
             self._changed()
 
+    def set_relays(self, relays: tuple[PeerId, ...]) -> None:
+        """By whom we can be reached; nobody's help is needed when there are none."""
+        if relays != self._relays:
+            self._relays = relays
+            self._changed()
+
     def some_records(self) -> tuple[bytes, ...]:
         """Records of others for a hello or an exchange: a random choice when there are many."""
         records = self.directory.records(self.clock.timestamp())
-        return tuple(shuffled(_Bits(self.clock), records)[: self.config.limits.peers_per_exchange])
+        return tuple(shuffled(Bits(self.clock), records)[: self.config.limits.peers_per_exchange])
 
     # -- what we hear
 
@@ -158,6 +165,7 @@ class Presence:
                 addrs=tuple(text_of(address) for address in self.addresses.current()),
                 labels=dict(self.config.labels),
                 member=self.config.member,
+                relays=self._relays or None,
                 seq=seq,
                 timestamp=self.clock.timestamp(),
                 nonce=signing.new_nonce(self.clock.random),
@@ -165,14 +173,3 @@ class Presence:
         except LocalProtocolError as error:
             raise ConfigError(f"this machine's record cannot be written: {error}") from error
         return signing.sign(record, self.config.identity)
-
-
-class _Bits:
-    """The clock's random bytes as bits, for `magik_proto.machine.shuffled`."""
-
-    def __init__(self, clock: Clock) -> None:
-        self._clock = clock
-
-    def getrandbits(self, k: int, /) -> int:
-        """A random number of `k` bits."""
-        return int.from_bytes(self._clock.random((k + 7) // 8), "big") & ((1 << k) - 1)

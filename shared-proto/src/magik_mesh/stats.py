@@ -18,4 +18,8 @@ class Stats:
     gossip_dropped: int = 0  # frames that a slow peer's full queue lost
     gossip_rejected: int = 0  # gossip frames that broke the protocol
     validations_dropped: int = 0  # messages ignored because a topic's validator was too far behind
+    circuits_relayed: int = 0  # that this node carried for others
+    circuits_ended: int = 0  # of these
+    bytes_relayed: int = 0  # and what went through them
+    paths_punched: int = 0  # relayed connections of this node that found a direct way
     records_refused: int = 0  # peer records that did not verify

@@ -23,8 +23,10 @@ from attrs import define, evolve, field, frozen
 
 from magik_mesh.config import NodeConfig
 from magik_mesh.node import Node, open_node
+from magik_mesh.survey import SideSocket
 from magik_proto.identity import BootstrapPeer, Identity, PeerId
 from magik_proto.membership import MembershipPolicy
+from trio_quic import DatagramSocket
 from trio_quic.testing import MemoryNetwork
 
 PORT = 4001
@@ -88,11 +90,16 @@ class MemoryFabric:
     nodes: list[Node] = field(factory=list)
 
     @asynccontextmanager
-    async def open(self, config: NodeConfig) -> AsyncIterator[Node]:
-        """A node more, for as long as the context lasts."""
+    async def open(
+        self,
+        config: NodeConfig,
+        socket: DatagramSocket | None = None,
+        side_socket: SideSocket | None = None,
+    ) -> AsyncIterator[Node]:
+        """A node more, for as long as the context lasts; by default on the network, and without surveys."""
         clock = SeededClock(random.Random(config.host))
-        socket = self.network.socket(config.host, config.port)
-        async with open_node(config, clock=clock, socket=socket) as node:
+        socket = socket or self.network.socket(config.host, config.port)
+        async with open_node(config, clock=clock, socket=socket, side_socket=side_socket) as node:
             self.nodes.append(node)
             try:
                 yield node

@@ -38,6 +38,8 @@ SERVICE_LIFE_MS: Final = 15_000
 SERVICE_ANNOUNCE_MS: Final = 5_000
 MAX_ADDRESSES: Final = 16
 MAX_LABELS: Final = 64
+MAX_RELAYS: Final = 4
+"""Relays of a machine in its record: twice what it keeps."""
 
 _peer = fields.instance(PeerId)
 _addresses = fields.sequence(fields.address, MAX_ADDRESSES)
@@ -109,7 +111,8 @@ class MachineRecord(SignedMessage):
     """A machine tells the fabric where it is and what it is. Of two, the one with the higher `seq` counts.
 
     `member` is its membership (see `magik_proto.membership`), so that who has the record can check the
-    machine's messages without having met it; None in an open fabric.
+    machine's messages without having met it; None in an open fabric. `relays` are members that relay for a
+    machine that cannot be reached itself; None for all others.
     """
 
     TYPE: ClassVar[str] = "machine"
@@ -123,6 +126,9 @@ class MachineRecord(SignedMessage):
         hash=False,
     )
     member: bytes | None = field(default=None, validator=fields.optional(fields.octets(1, 4096)), repr=False)
+    relays: tuple[PeerId, ...] | None = field(
+        default=None, validator=fields.optional(fields.sequence(_peer, MAX_RELAYS))
+    )
     seq: int = field(validator=fields.integer(0, fields.MAX_U64))
     timestamp: int = field(validator=fields.timestamp)
 

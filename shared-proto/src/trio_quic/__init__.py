@@ -46,7 +46,7 @@ from .errors import (
 from .limits import Limits
 from .stream import Stream
 from .tls import Credentials, make_certificate
-from .udp import DatagramSocket
+from .udp import DatagramSocket, open_udp_socket
 
 __all__ = [
     "Connection",
@@ -64,4 +64,5 @@ __all__ = [
     "StreamReset",
     "make_certificate",
     "open_endpoint",
+    "open_udp_socket",
 ]

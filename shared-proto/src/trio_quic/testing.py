@@ -13,6 +13,7 @@ and ids.
 
 import random
 from collections.abc import Callable
+from typing import Protocol
 
 import attrs
 import trio
@@ -23,6 +24,13 @@ Tap = Callable[[bytes, Address, Address], bytes | None]
 
 # Datagrams in one direction that are under way or unread. At it, new ones are lost, as on any router.
 MAX_QUEUED = 4096
+
+
+class Receiver(Protocol):
+    """What can have an address of a network: a socket, or the outside of a router."""
+
+    def arrive(self, due: float, data: bytes, source: Address) -> bool:
+        """A datagram that arrives when it is ``due``; False if it is lost."""
 
 
 @attrs.define
@@ -43,16 +51,20 @@ class MemoryNetwork:
     """
     delivered: int = 0
     lost: int = 0
-    _sockets: "dict[Address, MemorySocket]" = attrs.field(factory=dict, init=False)
+    _sockets: "dict[Address, Receiver]" = attrs.field(factory=dict, init=False)
     _cut: set[Address] = attrs.field(factory=set, init=False)
 
     def socket(self, host: str, port: int = 4433) -> "MemorySocket":
         """A socket at an address of this network. Raises OSError if the address is in use."""
-        address = (host, port)
+        socket = MemorySocket(self, (host, port))
+        self.attach((host, port), socket)
+        return socket
+
+    def attach(self, address: Address, receiver: Receiver) -> None:
+        """Have ``receiver`` get what is sent to an address. Raises OSError if the address is in use."""
         if address in self._sockets:
             raise OSError(f"address {address} is in use")
-        socket = self._sockets[address] = MemorySocket(self, address)
-        return socket
+        self._sockets[address] = receiver
 
     def cut(self, address: Address) -> None:
         """Take an address off the network, as when power fails: nothing to or from it arrives."""

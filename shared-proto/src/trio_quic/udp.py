@@ -20,7 +20,10 @@ class DatagramSocket(Protocol):
         """The local (host, port)."""
 
     async def receive(self) -> list[Datagram]:
-        """At least one datagram with its sender, and what else has arrived, up to a bound."""
+        """At least one datagram with its sender, and what else has arrived, up to a bound.
+
+        Cancelling it loses nothing.
+        """
 
     def send(self, datagrams: list[Datagram]) -> None:
         """Send now what can be sent now; the rest is lost."""

@@ -172,6 +172,7 @@ machine_records: st.SearchStrategy[MachineRecord] = st.builds(
     addrs=_addresses,
     labels=_labels,
     member=st.one_of(st.none(), st.binary(min_size=1, max_size=200)),
+    relays=st.one_of(st.none(), st.lists(peer_ids, max_size=4).map(tuple)),
     seq=_u64,
     timestamp=_timestamps,
     nonce=_nonces,
