@@ -69,7 +69,7 @@ def corpus() -> list[bytes]:
     seeds = [bytes.fromhex(text) for text in found]
     invite = load["membership"]["invite"].removeprefix(INVITE_PREFIX)
     gossip = {"publish": [["magik-fabric", b"payload"]], "ihave": [["magik-fabric", [bytes(32)]]], "graft": ["t"],
-              "iwant": [bytes(32)], "prune": [["t", 60]], "subscribe": [["t", True]]}  # fmt: skip
+              "idontwant": [bytes(32)], "iwant": [bytes(32)], "prune": [["t", 60]], "subscribe": [["t", True]]}  # fmt: skip
     return [
         *seeds,
         codec.encode(gossip),

@@ -390,6 +390,8 @@ def calls() -> list[dict[str, str]]:
         ("response", "an error that is none", {**response, "ok": False, "error": 5}),
         ("gossip", "good", {"graft": ["magik-fabric"], "later": 1}), ("gossip", "no map", []),
         ("gossip", "an id of 31 bytes", {"iwant": [bytes(31)]}), ("gossip", "65 topics", {"graft": ["t"] * 65}),
+        ("gossip", "a message that the sender has", {"idontwant": [bytes(32)]}),
+        ("gossip", "1001 messages that the sender has", {"idontwant": [bytes(32)] * 1001}),
         ("delivery", "an award without its box", {"award": b"\0"}), ("delivery", "no map", b"\0"),
     ]  # fmt: skip
     readers = {

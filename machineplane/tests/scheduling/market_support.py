@@ -12,7 +12,7 @@ from attrs import define, evolve, field
 
 from machineplane.scheduling.letters import Job
 from machineplane.scheduling.market import Market
-from magik_mesh import Call, Node, NodeConfig, RpcFailed, Verdict
+from magik_mesh import Accept, Call, Judgement, Node, NodeConfig, RpcFailed
 from magik_mesh.testing import EPOCH_MS, MemoryFabric, config_of, identity_of, memory_fabric, until
 from magik_proto.awards import Delivery, digest_of, seal_workload
 from magik_proto.bidder import Bidder
@@ -231,11 +231,11 @@ class Guest:
     def __attrs_post_init__(self) -> None:
         send, self.tenders = trio.open_memory_channel[Tender](100)
 
-        async def judge(source: PeerId, payload: bytes) -> Verdict:
+        async def judge(source: PeerId, payload: bytes) -> Judgement:
             message = decode_message(payload)
             if isinstance(message, Tender):
                 await send.send(message)
-            return Verdict.ACCEPT
+            return Accept(message.signer)
 
         async def take(call: Call) -> object:
             self.bids.append(decode_as(Bid, call.body))

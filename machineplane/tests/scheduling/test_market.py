@@ -26,7 +26,7 @@ from market_support import (
 from trio.testing import MockClock
 
 from machineplane.scheduling.market import DECLINE, DeployFailed
-from magik_mesh import Call, RpcFailed, Verdict
+from magik_mesh import Accept, Call, RpcFailed, Verdict
 from magik_mesh.testing import until
 from magik_proto.awards import Delivery, seal_workload
 from magik_proto.identity import Identity, SealingKey
@@ -349,7 +349,7 @@ async def test_a_member_that_may_not_run_gets_no_award(autojump_clock: MockClock
 async def test_a_tender_is_answered_once_however_often_it_comes(autojump_clock: MockClock) -> None:
     async with with_guest(1) as ((a,), guest):
         tender = encode_message(tender_of(guest.identity, workload(guest.identity)))
-        assert await a.market._on_gossip(guest.node.id, tender) is Verdict.ACCEPT
+        assert await a.market._on_gossip(guest.node.id, tender) == Accept(guest.node.id)
         assert await a.market._on_gossip(guest.node.id, tender) is Verdict.IGNORE
         await trio.sleep(1)
         assert len(guest.bids) == 1

@@ -18,16 +18,19 @@ from magik_mesh.roster import PeerDown, PeerEvent, PeerInfo, PeerUp
 from magik_mesh.rpc_client import ReplyStream
 from magik_mesh.rpc_server import Call, CallStream, Handler
 from magik_mesh.stats import Stats
-from magik_proto.gossip_types import Verdict
+from magik_proto.gossip_types import Accept, GossipConfig, Judgement, Verdict
 
 __all__ = [
+    "Accept",
     "Call",
     "CallRefused",
     "CallStream",
     "CannotListen",
     "Clock",
     "ConfigError",
+    "GossipConfig",
     "Handler",
+    "Judgement",
     "MeshError",
     "MeshLimits",
     "Node",

@@ -10,6 +10,7 @@ from attrs import Factory, field, frozen
 from magik_mesh.addresses import Address, parse
 from magik_mesh.errors import ConfigError
 from magik_proto.errors import RemoteProtocolError
+from magik_proto.gossip_types import GossipConfig
 from magik_proto.identity import BootstrapPeer, Identity
 from magik_proto.membership import MembershipPolicy
 
@@ -56,7 +57,9 @@ class MeshLimits:
     record_bytes: int = 16 << 10  # an encoded MachineRecord: a larger one is refused
     gossip_frames: int = 1024  # outgoing gossip frames queued per peer: the oldest is dropped and counted
     gossip_bytes: int = 4 << 20  # and their size: likewise
-    validations: int = 256  # messages that wait for one topic's validator: the next is ignored and counted
+    validations: int = (
+        256  # messages that wait for one topic's validator: the next is counted, and may come later
+    )
     events: int = 1024  # unread peer events of one subscriber: its channel is closed
     handler_deadline: float = 3600.0  # the longest deadline (s) that a caller can ask of a handler
 
@@ -101,7 +104,8 @@ class NodeConfig:
     holds `ip:port` texts for a machine that others reach by an address it cannot see itself, `labels`
     travel in the machine's record. `max_connections` bounds the connections to peers: see
     `magik_mesh.connections` for the policy at it. `relays_for_others`: carry (encrypted) traffic between members that
-    do not reach each other.
+    do not reach each other. `gossip` has the degrees and scores; where many machines of a fabric stand behind one
+    address, raise `gossip.score.colocation_free`.
     """
 
     host: str
@@ -118,6 +122,7 @@ class NodeConfig:
     limits: MeshLimits = MeshLimits()
     relays_for_others: bool = True
     relay: RelayLimits = RelayLimits()
+    gossip: GossipConfig = Factory(GossipConfig)
 
     def __attrs_post_init__(self) -> None:
         try:

@@ -173,7 +173,7 @@ class Connections:
             admitted=connection.peer,
             connection=connection,
             standing=standing,
-            outbox=self.pubsub.attach(peer),
+            outbox=self.pubsub.attach(peer, connection.is_client, connection.remote_address),
             slots=Slots(self.config.limits.calls_per_peer),
             since=now,
             since_ms=self.clock.timestamp(),

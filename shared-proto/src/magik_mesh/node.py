@@ -77,7 +77,7 @@ class Node:
         self._handlers: dict[str, Handler] = {}
         self._links = LinkTable(config.max_connections)
         self._roster = Roster(config.limits.events)
-        self._pubsub = PubSub(self.id, clock, config.limits, self.stats, log)
+        self._pubsub = PubSub(self.id, clock, config, self.stats, log)
         self._presence = self._make_presence()
         self._connections = self._make_connections()
         self._relaying = Relaying(
@@ -174,8 +174,11 @@ class Node:
     def subscribe(self, topic: str, validate: Validator) -> None:
         """Have `validate(source, payload)` judge each message of `topic`, one at a time, in order.
 
-        `source` is the peer that handed it on, not who wrote it. ACCEPT forwards it; IGNORE and REJECT do
-        not, REJECT also blames the source. One validator a topic; what it takes in, it passes on itself.
+        `source` is the peer that handed it on, not who wrote it. `Accept` forwards it, and names who signed
+        it: a validator has to check that signature, and to refuse what it cannot tell the origin of. IGNORE
+        and REJECT do not forward; REJECT also blames the source, which two of those nearly cut off, so it is
+        for what no honest machine would have handed on. One validator a topic; what it takes in, it passes on
+        itself.
         """
         self._pubsub.subscribe(topic, validate)
 

@@ -22,11 +22,11 @@ from magik_mesh.stats import Stats
 from magik_mesh.tls import admit
 from magik_proto import signing
 from magik_proto.errors import LocalProtocolError, RemoteProtocolError
-from magik_proto.gossip_types import Verdict
+from magik_proto.gossip_types import Accept, Judgement, Verdict
 from magik_proto.identity import PeerId
 from magik_proto.machine import shuffled
 from magik_proto.records import MachineRecord
-from magik_proto.wire import encode_message
+from magik_proto.wire import decode_as, encode_message
 from trio_quic import PeerRejected
 
 
@@ -120,15 +120,16 @@ class Presence:
             self.on_news()
         return record
 
-    async def judge(self, source: PeerId, payload: bytes) -> Verdict:
+    async def judge(self, source: PeerId, payload: bytes) -> Judgement:
         """The validator of the presence topic:
 
         The newest record of a machine is handed on, older ones are not.
         """
         try:
-            if self.learn(payload) is not None or self.directory.has(payload):
-                return Verdict.ACCEPT
-            return Verdict.IGNORE
+            record = self.learn(payload)
+            if record is None and self.directory.has(payload):
+                record = decode_as(MachineRecord, payload)  # verified when it was learnt
+            return Verdict.IGNORE if record is None else Accept(record.peer)
         except RemoteProtocolError as error:
             self.stats.records_refused += 1
             self.log.debug("presence refused", source=str(source), error=str(error))

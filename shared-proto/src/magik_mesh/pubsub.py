@@ -1,13 +1,15 @@
 """Publish and subscribe: drives `magik_proto.gossip` over one long-lived stream per direction and peer.
 
 A node's frames to a peer wait in an `Outbox` while the peer's stream takes no more. At its limit the oldest
-frame that only carries messages or their ids goes, and is counted: gossip sends these again on asking.
+frame that only carries messages or their ids goes, and is counted: the peer is told the ids at the next
+heartbeat, and asks for what it lacks.
 Frames that tell subscriptions and mesh membership are never dropped, as nothing repeats them; a peer that
 lets a whole box of those pile up is given up.
 """
 
 from __future__ import annotations
 
+import ipaddress
 from collections import deque
 from collections.abc import Awaitable, Callable
 from random import Random
@@ -17,17 +19,22 @@ import trio
 from attrs import define, field
 from structlog.typing import FilteringBoundLogger
 
+from magik_mesh.addresses import Address, is_dialable, plain_host
 from magik_mesh.clock import Clock
-from magik_mesh.config import MeshLimits
+from magik_mesh.config import MeshLimits, NodeConfig
 from magik_mesh.rpc_server import Call
 from magik_mesh.stats import Stats
 from magik_proto import codec
 from magik_proto.errors import RemoteProtocolError
 from magik_proto.gossip import Gossip
 from magik_proto.gossip_types import (
+    Accept,
     FrameReceived,
+    FramesDropped,
     GossipEvent,
     GossipOutput,
+    Judgement,
+    Malformed,
     Misbehaved,
     PeerConnected,
     PeerGone,
@@ -41,11 +48,11 @@ from magik_proto.gossip_types import (
 from magik_proto.identity import PeerId
 from magik_proto.rpc import encode_frame
 
-Validator = Callable[[PeerId, bytes], Awaitable[Verdict]]
+Validator = Callable[[PeerId, bytes], Awaitable[Judgement]]
 
 # A frame of ours carries one message of at most 64 KiB, or at most a few lists of ids; twice a large one.
 MAX_GOSSIP_FRAME = 512 << 10
-_DROPPABLE = frozenset({"publish", "ihave", "iwant"})
+_DROPPABLE = frozenset({"publish", "ihave", "iwant", "idontwant"})
 
 
 @define(eq=False)
@@ -55,14 +62,14 @@ class Outbox:
     limits: MeshLimits
     stats: Stats
     overflowed: bool = False  # nothing more could be dropped: give the peer up
+    dropped: bool = False  # frames were, since the gossip machine was told so
     _frames: deque[tuple[bytes, bool]] = field(factory=deque)
     _bytes: int = 0
     _news: trio.Event = field(factory=trio.Event)
 
-    def put(self, value: dict[str, Any]) -> None:
-        """Queue a frame, making room as the module says."""
-        data = encode_frame(value)
-        self._frames.append((data, value.keys() <= _DROPPABLE))
+    def put(self, data: bytes, *, droppable: bool) -> None:
+        """Queue an encoded frame, making room as the module says."""
+        self._frames.append((data, droppable))
         self._bytes += len(data)
         while len(self._frames) > self.limits.gossip_frames or self._bytes > self.limits.gossip_bytes:
             if not self._drop_oldest():
@@ -88,6 +95,7 @@ class Outbox:
                 del self._frames[index]
                 self._bytes -= len(data)
                 self.stats.gossip_dropped += 1
+                self.dropped = True
                 return True
         return False
 
@@ -96,13 +104,13 @@ class PubSub:
     """The gossip machine of one node with its timer, its validators and its peers' outboxes."""
 
     def __init__(
-        self, own: PeerId, clock: Clock, limits: MeshLimits, stats: Stats, log: FilteringBoundLogger
+        self, own: PeerId, clock: Clock, config: NodeConfig, stats: Stats, log: FilteringBoundLogger
     ) -> None:
         self._clock = clock
-        self._limits = limits
+        self._limits = config.limits
         self._stats = stats
         self._log = log
-        self._gossip = Gossip(own, Random(int.from_bytes(clock.random(16), "big")))
+        self._gossip = Gossip(own, Random(int.from_bytes(clock.random(16), "big")), config.gossip)
         self._outboxes: dict[PeerId, Outbox] = {}
         self._topics: dict[str, trio.MemorySendChannel[Validate]] = {}
         self._waiting: list[tuple[Validator, trio.MemoryReceiveChannel[Validate]]] = []
@@ -122,11 +130,18 @@ class PubSub:
         """Hand `payload` to every connected subscriber's outbox; own subscribers do not get it."""
         self._step(Publish(topic, payload))
 
-    def attach(self, peer: PeerId) -> Outbox:
-        """A new connection with `peer`: frames for it go to the outbox that is returned."""
+    def attach(self, peer: PeerId, outbound: bool, address: Address | None) -> Outbox:
+        """A new connection with `peer`: frames for it go to the outbox that is returned.
+
+        `outbound`: this side dialled it. `address` is where the peer is seen.
+        """
         outbox = self._outboxes[peer] = Outbox(self._limits, self._stats)
-        self._step(PeerConnected(peer))
+        self._step(PeerConnected(peer, outbound, None if address is None else site_of(address)))
         return outbox
+
+    def score(self, peer: PeerId) -> float:
+        """What gossip thinks of a peer, in points."""
+        return self._gossip.score(peer, self._clock.now())
 
     def detach(self, peer: PeerId, outbox: Outbox) -> None:
         """The connection of `outbox` is gone; without effect if `peer` has a newer one."""
@@ -142,6 +157,7 @@ class PubSub:
                 self._step(FrameReceived(call.peer, codec.decode(payload)))
             except RemoteProtocolError:
                 self._stats.gossip_rejected += 1
+                self._step(Malformed(call.peer))
                 raise
 
     async def run(self) -> None:
@@ -163,32 +179,65 @@ class PubSub:
 
     async def _judge(self, validate: Validator, messages: trio.MemoryReceiveChannel[Validate]) -> None:
         async for message in messages:
-            verdict = Verdict.IGNORE
+            judgement: Judgement | Verdict = Verdict.IGNORE
             try:
-                verdict = await validate(message.source, message.payload)
+                judgement = await validate(message.source, message.payload)
             # A validator that fails on one message must not end the topic; a cancellation beside it goes on.
             except* Exception as errors:  # noqa: BLE001 - it is logged, and the message ignored
                 self._log.error("validator failed", topic=message.topic, exc_info=errors)
-            self._step(Validated(message.id, verdict))
+            self._step(self._validated(message, judgement))
+
+    def _validated(self, message: Validate, judgement: Judgement | Verdict) -> Validated:
+        match judgement:
+            case Accept(origin):
+                return Validated(message.id, Verdict.ACCEPT, origin)
+            case Verdict.REJECT | Verdict.IGNORE:
+                return Validated(message.id, judgement)
+        self._log.error("validator names no origin", topic=message.topic, said=repr(judgement))
+        return Validated(message.id, Verdict.IGNORE)
 
     def _step(self, event: GossipEvent) -> None:
         self._carry_out(self._gossip.receive(event, self._clock.now()))
 
     def _carry_out(self, outputs: list[GossipOutput]) -> None:
+        value: dict[str, Any] | None = None
+        data, droppable = b"", False
         for output in outputs:
             match output:
-                case SendFrame(peer, value):
-                    if (outbox := self._outboxes.get(peer)) is not None:
-                        outbox.put(value)
+                case SendFrame(peer, frame):
+                    if frame is not value:  # one message goes to many as one value
+                        value, data, droppable = frame, encode_frame(frame), frame.keys() <= _DROPPABLE
+                    self._post(peer, data, droppable)
                 case Validate():
                     self._queue(output)
                 case Misbehaved(peer, reason):
                     self._stats.gossip_rejected += 1
                     self._log.warning("peer misbehaves in gossip", peer=str(peer), reason=reason)
 
+    def _post(self, peer: PeerId, data: bytes, droppable: bool) -> None:
+        outbox = self._outboxes.get(peer)
+        if outbox is None:
+            return
+        outbox.put(data, droppable=droppable)
+        if outbox.dropped:
+            outbox.dropped = False
+            self._step(FramesDropped(peer))
+
     def _queue(self, message: Validate) -> None:
         try:
             self._topics[message.topic].send_nowait(message)
         except trio.WouldBlock:
             self._stats.validations_dropped += 1
-            self._step(Validated(message.id, Verdict.IGNORE))
+            self._step(Validated(message.id, Verdict.LATER))
+
+
+def site_of(address: Address) -> str | None:
+    """What peers of one site share: an IPv4 address or an IPv6 network of 64 bits (RFC 6177), as far as we see.
+
+    None for loopback, where all machines of a test are, and for who comes through a relay.
+    """
+    host = plain_host(address[0])
+    ip = ipaddress.ip_address(host)
+    if ip.is_loopback or not is_dialable((host, address[1])):
+        return None
+    return str(ip) if ip.version == 4 else str(ipaddress.ip_network((ip, 64), strict=False))

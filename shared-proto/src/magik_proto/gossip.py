@@ -1,19 +1,23 @@
 """Gossip: every message reaches every subscriber, at a cost for each machine that does not grow with the
 fabric.
 
-After GossipSub v1.1 (libp2p specs): a mesh of about D peers for each topic gets messages at once, some
-others hear at every heartbeat which ids there are and ask for what they lack.  Departures, on purpose:
+After GossipSub v1.1 with scores, and IDONTWANT of v1.2 (libp2p specs): a mesh of about D peers for each topic
+gets messages at once, some others hear at every heartbeat which ids there are and ask for what they lack.
+Departures, on purpose:
 
-- a peer that subscribes is grafted at once while the mesh is not full, and told the ids of recent messages,
-so that
-  nothing waits for the first heartbeat and what was published before a peer's subscription arrived is not
+- a peer that subscribes is grafted at once while the mesh is not full, and told the ids of recent messages, so
+  that nothing waits for the first heartbeat and what was published before a peer's subscription arrived is not
   lost;
 - a machine's own messages go to all connected subscribers (flood publishing);
-- ids are hashes of the content, and frames carry no origin (`magik_proto.gossip_frames`); messages are
-signed inside;
-- no peer exchange: the mesh node finds peers in other ways.  Scoring is not here yet: `Misbehaved` is where
-it starts,
-  `_candidates` where it will choose.
+- peers outside the mesh hear ids in turn, so that each hears of each message, however many of them are hostile;
+- who says to have a message that was asked of another is asked next, should the other not send it;
+- ids are hashes of the content, and frames carry no origin (`magik_proto.gossip_frames`); messages are signed
+  inside, and whoever validates them names the signer;
+- no peer exchange: the mesh node finds peers in other ways;
+- the scores' own departures are told in `magik_proto.gossip_score`.
+
+The parts: `gossip_mesh` (whom we have in our meshes), `gossip_score` (what we think of peers), `gossip_wants`
+(what we asked of whom), `gossip_cache`, `gossip_frames`; here is what happens with messages.
 
 A machine's own messages are not delivered to itself.
 """
@@ -27,7 +31,6 @@ import attrs
 from magik_proto.errors import LocalProtocolError
 from magik_proto.gossip_cache import MessageCache, SeenCache
 from magik_proto.gossip_frames import (
-    MAX_BACKOFF_S,
     MAX_IDS,
     MAX_PAYLOAD,
     MAX_TOPICS,
@@ -36,12 +39,17 @@ from magik_proto.gossip_frames import (
     parse_frame,
     to_value,
 )
+from magik_proto.gossip_mesh import Meshes
+from magik_proto.gossip_peers import Peer, Peers
 from magik_proto.gossip_types import (
+    Appraise,
     Deliver,
     FrameReceived,
+    FramesDropped,
     GossipConfig,
     GossipEvent,
     GossipOutput,
+    Malformed,
     Misbehaved,
     PeerConnected,
     PeerGone,
@@ -53,16 +61,20 @@ from magik_proto.gossip_types import (
     Validated,
     Verdict,
 )
+from magik_proto.gossip_wants import Wants
 from magik_proto.identity import PeerId
-from magik_proto.machine import RandomSource, shuffled
+from magik_proto.machine import RandomSource
 
 __all__ = [
+    "Appraise",
     "Deliver",
     "FrameReceived",
+    "FramesDropped",
     "Gossip",
     "GossipConfig",
     "GossipEvent",
     "GossipOutput",
+    "Malformed",
     "Misbehaved",
     "PeerConnected",
     "PeerGone",
@@ -77,17 +89,10 @@ __all__ = [
 
 
 @attrs.define
-class _Peer:
-    topics: dict[str, None] = attrs.field(factory=dict)  # an ordered set
-    asked: int = 0  # ids since the last heartbeat
-
-
-@attrs.define
 class _Pending:
     topic: str
     payload: bytes
-    source: PeerId
-    others: dict[PeerId, None] = attrs.field(factory=dict)  # who else sent it: they need no copy
+    senders: dict[PeerId, None]  # in the order in which they sent it; they need no copy
 
 
 class Gossip:
@@ -99,24 +104,32 @@ class Gossip:
 
     def __init__(self, own: PeerId, rng: RandomSource, config: GossipConfig | None = None) -> None:
         self._own = own
-        self._rng = rng
-        self._config = config or GossipConfig()
-        self._peers: dict[PeerId, _Peer] = {}
-        self._mesh: dict[str, dict[PeerId, None]] = {}  # for each own topic, an ordered set
-        self._backoff: dict[tuple[str, PeerId], float] = {}
-        self._asked: dict[bytes, float] = {}  # id -> when to ask another, in that order
+        self._config = config = config or GossipConfig()
+        self._limits = config.score
+        self._peers = Peers()
+        self._meshes = Meshes(rng, config, self._peers)
+        self._scores = self._meshes.scores
+        kept_s = (config.history - config.history_told - 1) * config.heartbeat_s
+        self._wants = Wants(config.ask_again_s, config.promise_s, kept_s, config.max_open)
         self._pending: dict[bytes, _Pending] = {}
-        self._seen = SeenCache(self._config.seen_life_s, self._config.max_seen)
-        self._cache = MessageCache(self._config.history, self._config.max_cache_bytes)
+        self._seen = SeenCache(config.seen_life_s, config.max_seen)
+        self._rejected = SeenCache(config.seen_life_s, config.max_rejected)
+        self._cache = MessageCache(config.history, config.max_cache_bytes)
+        self._behind: dict[PeerId, None] = {}  # for whom frames were dropped since the last heartbeat
         self._heartbeat: float | None = None
+        self._beat, self._beat_at = 0, 0.0
 
     def mesh(self, topic: str) -> tuple[PeerId, ...]:
         """The peers that get messages of a topic at once, in order of id."""
-        return tuple(sorted(self._mesh.get(topic, ())))
+        return tuple(sorted(self._meshes.of(topic)))
 
     def subscribers(self, topic: str) -> tuple[PeerId, ...]:
         """Connected peers that are known to take a topic, in order of id."""
-        return tuple(sorted(peer for peer, known in self._peers.items() if topic in known.topics))
+        return tuple(sorted(self._peers.takers(topic)))
+
+    def score(self, peer: PeerId, now: float) -> float:
+        """What this machine thinks of a peer, in points; 0 for a stranger."""
+        return self._scores.score(peer, now)
 
     def next_timeout(self) -> float | None:
         """The next heartbeat; None before the first event."""
@@ -126,70 +139,94 @@ class Gossip:
         """Take one event in; see the class for errors."""
         outputs = self._handle(event, now)
         if self._heartbeat is None:
-            self._heartbeat = now + self._config.heartbeat_s
+            self._beat_at, self._heartbeat = now, now + self._config.heartbeat_s
         return outputs
 
     def _handle(self, event: GossipEvent, now: float) -> list[GossipOutput]:
         match event:
-            case PeerConnected(peer):
-                return self._on_connected(peer)
-            case PeerGone(peer):
-                return self._on_gone(peer)
             case FrameReceived(peer, value):
                 return self._on_frame(peer, parse_frame(value), now)
+            case Validated(key, verdict, origin):
+                return self._on_validated(key, verdict, origin, now)
             case Publish(topic, payload):
                 return self._on_publish(topic, payload, now)
+            case PeerConnected():
+                return self._on_connected(event, now)
+            case PeerGone(peer):
+                return self._on_gone(peer, now)
             case Subscribe(topic):
                 return self._on_subscribe(topic, now)
             case Unsubscribe(topic):
                 return self._on_unsubscribe(topic)
-            case Validated(key, verdict):
-                return self._on_validated(key, verdict)
+            case Appraise() | Malformed() | FramesDropped():
+                self._on_remark(event, now)
+                return []
         raise LocalProtocolError(f"not an event of gossip: {event!r}")
 
     def poll(self, now: float) -> list[GossipOutput]:
-        """Beat, if it is time: mend the mesh, tell ids, forget what is old."""
+        """Beat, if it is time: mend the mesh, tell ids, ask anew, forget what is old."""
         if self._heartbeat is None or now < self._heartbeat:
             return []
         self._heartbeat = now + self._config.heartbeat_s
+        self._beat += 1
         self._forget(now)
-        outputs: list[GossipOutput] = []
-        for topic in self._mesh:
-            outputs += self._mend_mesh(topic, now)
-            outputs += self._tell_ids(topic)
+        outputs = self._ask_anew(now)
+        for topic in self._meshes.topics:
+            outputs += self._meshes.mend(topic, self._beat, now)
+            outputs += self._tell_ids(topic, now)
+        for topic in self._cache.topics() if self._behind else ():
+            if topic not in self._meshes:  # we publish there without taking it
+                outputs += self._tell_ids(topic, now)
+        self._behind.clear()
         self._cache.shift()
+        self._beat_at = now
         return outputs
 
     # -- peers and topics --------------------------------------------------------------------------
 
-    def _on_connected(self, peer: PeerId) -> list[GossipOutput]:
+    def _on_connected(self, event: PeerConnected, now: float) -> list[GossipOutput]:
+        peer = event.peer
         if peer == self._own:
             raise LocalProtocolError("a machine is no peer of itself")
-        self._on_gone(peer)  # a new connection: the peer has forgotten what we told it
-        self._peers[peer] = _Peer()
-        topics = tuple((topic, True) for topic in self._mesh)
+        self._on_gone(peer, now)  # a new connection: the peer has forgotten what we told it
+        self._peers.add(peer, outbound=event.outbound)
+        self._scores.connected(peer, event.address)
+        topics = tuple((topic, True) for topic in self._meshes.topics)
         return [_send(peer, Frame(subscribe=topics))] if topics else []
 
-    def _on_gone(self, peer: PeerId) -> list[GossipOutput]:
-        self._peers.pop(peer, None)
-        for mesh in self._mesh.values():
-            mesh.pop(peer, None)
+    def _on_gone(self, peer: PeerId, now: float) -> list[GossipOutput]:
+        if self._peers.get(peer) is not None:
+            self._meshes.drop(peer, now)
+            self._peers.remove(peer)
+            self._wants.gone(peer)
+            self._scores.gone(peer, now)
         return []
+
+    def _on_remark(self, event: Appraise | Malformed | FramesDropped, now: float) -> None:
+        if self._peers.get(event.peer) is None:
+            return
+        match event:
+            case Appraise(peer, score):
+                self._scores.appraise(peer, score)
+            case Malformed(peer):
+                self._scores.offended(peer, now)
+            case FramesDropped(peer):
+                self._behind[peer] = None
 
     def _on_subscribe(self, topic: str, now: float) -> list[GossipOutput]:
         parse_own_topic(topic)
-        if topic in self._mesh:
+        if topic in self._meshes:
             return []
-        if len(self._mesh) >= MAX_TOPICS:
+        if len(self._meshes.topics) >= MAX_TOPICS:
             raise LocalProtocolError(f"{MAX_TOPICS} topics are subscribed already")
-        self._mesh[topic] = {}
-        told = [_send(peer, Frame(subscribe=((topic, True),))) for peer in self._peers]
-        return [*told, *self._graft(topic, self._config.degree, now)]
+        frame = to_value(Frame(subscribe=((topic, True),)))
+        told: list[GossipOutput] = [SendFrame(peer, frame) for peer in self._peers]
+        return told + self._meshes.join(topic, now)
 
     def _on_unsubscribe(self, topic: str) -> list[GossipOutput]:
-        mesh = self._mesh.pop(topic, None)
-        if mesh is None:
+        if topic not in self._meshes:
             return []
+        mesh = self._meshes.leave(topic)
         pruned = ((topic, int(self._config.unsubscribe_backoff_s)),)
         return [
             _send(peer, Frame(subscribe=((topic, False),), prune=pruned if peer in mesh else ()))
@@ -206,35 +243,74 @@ class Gossip:
         if not self._seen.add(key, now):
             return []
         self._cache.put(key, topic, payload)
-        targets = dict.fromkeys([*self._mesh.get(topic, ()), *self.subscribers(topic)])
+        least, score = self._limits.publish_threshold, self._scores.score
+        targets = [peer for peer in self._peers.takers(topic) if score(peer, now) >= least]
         return _forward(targets, topic, payload)
 
     def _on_message(self, peer: PeerId, topic: str, payload: bytes, now: float) -> list[GossipOutput]:
-        if topic not in self._mesh:
+        if topic not in self._meshes:
             return []
         key = message_id(topic, payload)
-        self._asked.pop(key, None)
-        if key in self._pending:
-            self._pending[key].others[peer] = None
-        if key in self._seen or len(self._pending) >= self._config.max_pending:
+        if self._wants.came(key, peer):
+            self._scores.promise(peer, now, kept=True)
+        if key in self._seen:
+            return self._on_duplicate(key, peer, topic, now)
+        if len(self._pending) >= self._config.max_pending:
             return []
         self._seen.add(key, now)
-        self._pending[key] = _Pending(topic, payload, peer)
-        return [Validate(key, topic, payload, peer)]
+        self._pending[key] = _Pending(topic, payload, {peer: None})
+        return [Validate(key, topic, payload, peer), *self._refuse_copies(key, peer, topic, len(payload))]
 
-    def _on_validated(self, key: bytes, verdict: Verdict) -> list[GossipOutput]:
+    def _on_duplicate(self, key: bytes, peer: PeerId, topic: str, now: float) -> list[GossipOutput]:
+        pending = self._pending.get(key)
+        if pending is not None:
+            pending.senders[peer] = None
+        elif key in self._rejected:
+            return [self._blame(peer, topic, now)]
+        else:
+            self._scores.came_again(key, peer, now)
+        return []
+
+    def _refuse_copies(self, key: bytes, source: PeerId, topic: str, size: int) -> list[GossipOutput]:
+        """A large message is here, be it good or not: nobody need send it once more."""
+        if size < self._config.large:
+            return []
+        frame = to_value(Frame(idontwant=(key,)))
+        return [SendFrame(peer, frame) for peer in self._meshes.of(topic) if peer != source]
+
+    def _on_validated(
+        self, key: bytes, verdict: Verdict, origin: PeerId | None, now: float
+    ) -> list[GossipOutput]:
         message = self._pending.pop(key, None)
         if message is None:
             return []
-        if verdict is Verdict.REJECT:
-            return [Misbehaved(peer, "invalid message") for peer in (message.source, *message.others)]
-        if verdict is Verdict.IGNORE:
-            return []
-        self._cache.put(key, message.topic, message.payload)
-        known = (message.source, *message.others)
-        targets = [peer for peer in self._mesh.get(message.topic, ()) if peer not in known]
-        delivered = Deliver(message.topic, message.payload, message.source)
-        return [delivered, *_forward(targets, message.topic, message.payload)]
+        match verdict:
+            case Verdict.REJECT:
+                self._rejected.add(key, now)
+                return [self._blame(peer, message.topic, now) for peer in message.senders]
+            case Verdict.LATER:
+                self._seen.discard(key)
+            case Verdict.ACCEPT:
+                return self._accept(key, message, origin, now)
+        return []
+
+    def _accept(self, key: bytes, message: _Pending, origin: PeerId | None, now: float) -> list[GossipOutput]:
+        topic, senders, mesh = message.topic, message.senders, self._meshes.of(message.topic)
+        self._cache.put(key, topic, message.payload)
+        # Of a large message others were told that it is here: they owe no copy.
+        measure = origin if len(message.payload) < self._config.large else None
+        self._scores.accepted(key, topic, measure, senders, mesh, now)
+        targets = [peer for peer in mesh if peer not in senders and not self._has(peer, key)]
+        delivered = Deliver(topic, message.payload, next(iter(senders)))
+        return [delivered, *_forward(targets, topic, message.payload)]
+
+    def _has(self, peer: PeerId, key: bytes) -> bool:
+        known = self._peers.get(peer)
+        return known is not None and known.refuses(key, self._beat)
+
+    def _blame(self, peer: PeerId, topic: str, now: float) -> Misbehaved:
+        self._scores.invalid(peer, topic, now)
+        return Misbehaved(peer, "invalid message")
 
     # -- frames ------------------------------------------------------------------------------------
 
@@ -245,59 +321,62 @@ class Gossip:
         outputs: list[GossipOutput] = []
         for topic, wanted in frame.subscribe:
             outputs += self._on_peer_topic(peer, known, topic, wanted, now)
-        for topic in frame.graft:
-            outputs += self._on_graft(peer, topic, now)
         for topic, seconds in frame.prune:
-            self._on_prune(peer, topic, seconds, now)
+            self._meshes.on_prune(topic, peer, seconds, now)
+        # Subscriptions and prunes are told once, so they count even from one that is graylisted.
+        score = self._scores.score(peer, now)
+        if score < self._limits.graylist_threshold:
+            return outputs
+        for topic in frame.graft:
+            outputs += self._meshes.on_graft(topic, peer, now)
         for topic, payload in frame.publish:
             outputs += self._on_message(peer, topic, payload, now)
-        outputs += self._on_ihave(peer, known, frame.ihave, now)
-        outputs += self._on_iwant(peer, frame.iwant)
+        for key in frame.idontwant:
+            known.refuse(key, self._beat, self._config.unwanted_beats, self._config.max_unwanted)
+        if score >= self._limits.gossip_threshold:
+            outputs += self._on_ihave(peer, known, frame.ihave, now)
+            outputs += self._on_iwant(peer, frame.iwant)
         return outputs
 
     def _on_peer_topic(
-        self, peer: PeerId, known: _Peer, topic: str, wanted: bool, now: float
+        self, peer: PeerId, known: Peer, topic: str, wanted: bool, now: float
     ) -> list[GossipOutput]:
         if not wanted:
-            known.topics.pop(topic, None)
-            self._mesh.get(topic, {}).pop(peer, None)
+            self._meshes.leaves(topic, peer, now)
+            self._peers.leaves(peer, known, topic)
             return []
         if topic in known.topics:
             return []
         if len(known.topics) >= MAX_TOPICS:
+            self._scores.offended(peer, now)
             return [Misbehaved(peer, f"subscribed to more than {MAX_TOPICS} topics")]
-        known.topics[topic] = None
-        ids = self._cache.ids(topic, self._config.history)[:MAX_IDS]
-        may_graft = self._in_reach(topic, peer, now) and len(self._mesh[topic]) < self._config.degree
-        if may_graft:
-            self._mesh[topic][peer] = None
-        frame = Frame(ihave=((topic, tuple(ids)),) if ids else (), graft=(topic,) if may_graft else ())
-        return [_send(peer, frame)] if frame != Frame() else []
+        self._peers.takes(peer, known, topic)
+        ids = self._cache.ids(topic, self._config.history)[:MAX_IDS] if self._may_gossip(peer, now) else ()
+        grafted = self._meshes.welcome(topic, peer, now)
+        frame = Frame(ihave=((topic, tuple(ids)),) if ids else (), graft=(topic,) if grafted else ())
+        return [_send(peer, frame)] if ids or grafted else []
 
-    def _on_graft(self, peer: PeerId, topic: str, now: float) -> list[GossipOutput]:
-        mesh = self._mesh.get(topic)
-        if mesh is None or peer in mesh:
-            return []
-        if len(mesh) < self._config.degree_high and not self._is_backed_off(topic, peer, now):
-            mesh[peer] = None
-            return []
-        return [self._prune(topic, peer, now)]
-
-    def _on_prune(self, peer: PeerId, topic: str, seconds: int, now: float) -> None:
-        mesh = self._mesh.get(topic)
-        if mesh is not None:
-            mesh.pop(peer, None)
-            self._back_off(topic, peer, now + min(seconds, MAX_BACKOFF_S))
+    def _may_gossip(self, peer: PeerId, now: float) -> bool:
+        return self._scores.score(peer, now) >= self._limits.gossip_threshold
 
     def _on_ihave(
-        self, peer: PeerId, known: _Peer, told: tuple[tuple[str, tuple[bytes, ...]], ...], now: float
+        self, peer: PeerId, known: Peer, told: tuple[tuple[str, tuple[bytes, ...]], ...], now: float
     ) -> list[GossipOutput]:
-        keys = dict.fromkeys(key for topic, ids in told if topic in self._mesh for key in ids)
-        lacking = [key for key in keys if key not in self._seen and now >= self._asked.get(key, now)]
-        lacking = lacking[: min(MAX_IDS, self._config.max_asked - known.asked)]
-        for key in lacking:
-            self._asked.pop(key, None)
-            self._asked[key] = now + self._config.ask_again_s
+        if not told:
+            return []
+        known.count_from(self._beat)
+        known.ihaves += 1
+        if known.ihaves > self._config.max_ihaves:
+            return []
+        keys = dict.fromkeys(key for topic, ids in told if topic in self._meshes for key in ids)
+        room = min(MAX_IDS, self._config.max_asked - known.asked)
+        trusted = self._scores.score(peer, now) >= self._limits.opportunistic_threshold
+        lacking: list[bytes] = []
+        for key in keys:
+            if len(lacking) >= room:
+                break
+            if key not in self._seen and self._wants.told(key, peer, now, trusted=trusted):
+                lacking.append(key)
         known.asked += len(lacking)
         return [_send(peer, Frame(iwant=tuple(lacking)))] if lacking else []
 
@@ -305,52 +384,46 @@ class Gossip:
         found = [self._cache.take(key, peer, self._config.max_served) for key in keys]
         return [_send(peer, Frame(publish=(message,))) for message in found if message is not None]
 
-    # -- the mesh ----------------------------------------------------------------------------------
+    # -- the heartbeat -----------------------------------------------------------------------------
 
-    def _mend_mesh(self, topic: str, now: float) -> list[GossipOutput]:
-        held = len(self._mesh[topic])
-        return self._graft(topic, self._config.degree - held, now) if held < self._config.degree_low else []
+    def _ask_anew(self, now: float) -> list[GossipOutput]:
+        """Messages that did not come are asked of the next who has them; the first is no longer believed."""
+        ask, broken = self._wants.tick(now, lambda peer: self._scores.score(peer, now))
+        for peer in broken:
+            self._scores.promise(peer, now, kept=False)
+        return [
+            _send(peer, Frame(iwant=tuple(keys[at : at + MAX_IDS])))
+            for peer, keys in ask.items()
+            for at in range(0, len(keys), MAX_IDS)
+        ]
 
-    def _graft(self, topic: str, count: int, now: float) -> list[GossipOutput]:
-        chosen = shuffled(self._rng, self._candidates(topic, now))[:count]
-        self._mesh[topic].update(dict.fromkeys(chosen))
-        return [_send(peer, Frame(graft=(topic,))) for peer in chosen]
-
-    def _prune(self, topic: str, peer: PeerId, now: float) -> SendFrame:
-        self._mesh[topic].pop(peer, None)
-        self._back_off(topic, peer, now + self._config.prune_backoff_s)
-        return _send(peer, Frame(prune=((topic, int(self._config.prune_backoff_s)),)))
-
-    def _candidates(self, topic: str, now: float) -> list[PeerId]:
-        mesh = self._mesh[topic]
-        peers = self.subscribers(topic)
-        return [peer for peer in peers if peer not in mesh and self._in_reach(topic, peer, now)]
-
-    def _in_reach(self, topic: str, peer: PeerId, now: float) -> bool:
-        return topic in self._mesh and not self._is_backed_off(topic, peer, now)
-
-    def _is_backed_off(self, topic: str, peer: PeerId, now: float) -> bool:
-        return now < self._backoff.get((topic, peer), now)
-
-    def _back_off(self, topic: str, peer: PeerId, until: float) -> None:
-        self._backoff[topic, peer] = max(until, self._backoff.get((topic, peer), until))
-
-    # -- the heartbeat's rest ----------------------------------------------------------------------
-
-    def _tell_ids(self, topic: str) -> list[GossipOutput]:
+    def _tell_ids(self, topic: str, now: float) -> list[GossipOutput]:
         ids = self._cache.ids(topic, self._config.history_told)[:MAX_IDS]
-        others = [peer for peer in self.subscribers(topic) if peer not in self._mesh[topic]]
-        count = max(self._config.degree_lazy, len(others) // self._config.lazy_share)
-        chosen = shuffled(self._rng, others)[:count] if ids else []
-        return [_send(peer, Frame(ihave=((topic, tuple(ids)),))) for peer in chosen]
+        if not ids:
+            return []
+        mesh, behind = self._meshes.of(topic), self._behind
+        told, others = [], []
+        for peer in self._peers.takers(topic):
+            # Who came into the mesh since the last beat did not get what came before.
+            if peer in behind or mesh.get(peer, 0.0) > self._beat_at:
+                told.append(peer)
+            elif peer not in mesh and self._may_gossip(peer, now):
+                others.append(peer)
+        frame = to_value(Frame(ihave=((topic, tuple(ids)),)))
+        return [SendFrame(peer, frame) for peer in [*told, *self._in_turn(others)]]
+
+    def _in_turn(self, others: list[PeerId]) -> list[PeerId]:
+        """Whose turn it is to hear ids: all, or where they are many, each once while a message is told of."""
+        if len(others) <= self._config.degree_lazy:
+            return others
+        rounds = self._config.history_told
+        return [peer for peer in others if self._peers.has_turn(peer, self._beat, rounds)]
 
     def _forget(self, now: float) -> None:
         self._seen.expire(now)
-        self._backoff = {key: until for key, until in self._backoff.items() if now < until}
-        while self._asked and now >= self._asked[(oldest := next(iter(self._asked)))]:
-            del self._asked[oldest]
-        for known in self._peers.values():
-            known.asked = 0
+        self._rejected.expire(now)
+        self._meshes.expire(now)
+        self._scores.expire(now)
 
 
 def parse_own_topic(topic: str) -> None:
@@ -364,4 +437,5 @@ def _send(peer: PeerId, frame: Frame) -> SendFrame:
 
 
 def _forward(peers: Iterable[PeerId], topic: str, payload: bytes) -> list[GossipOutput]:
-    return [_send(peer, Frame(publish=((topic, payload),))) for peer in peers]
+    frame = {"publish": [[topic, payload]]}
+    return [SendFrame(peer, frame) for peer in peers]

@@ -84,6 +84,10 @@ class MessageCache:
         kept = reversed(self._kept.items())
         return [key for key, message in kept if message.topic == topic and message.heartbeat > first]
 
+    def topics(self) -> tuple[str, ...]:
+        """The topics of all messages kept, oldest first."""
+        return tuple(dict.fromkeys(message.topic for message in self._kept.values()))
+
     def shift(self) -> None:
         """A heartbeat: what is older than the history goes."""
         self._beat += 1

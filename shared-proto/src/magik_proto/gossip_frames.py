@@ -10,6 +10,7 @@ some:
     graft      [topic, ...]                     the sender takes the receiver into its mesh
     prune      [[topic, seconds], ...]          the sender put it out; not to graft again before that many
     seconds
+    idontwant  [id, ...]                        messages that the sender has: not to be sent to it any more
 
 A message's id is the SHA-256 of topic, NUL and payload: it is what it says, no origin or number that a
 relay could forge makes the same payload new.  Who wants to say the same thing twice puts a nonce in, as all
@@ -52,6 +53,7 @@ class Frame:
     iwant: tuple[bytes, ...] = ()
     graft: tuple[str, ...] = ()
     prune: tuple[tuple[str, int], ...] = ()
+    idontwant: tuple[bytes, ...] = ()
 
 
 def to_value(frame: Frame) -> dict[str, Any]:
@@ -76,6 +78,7 @@ def parse_frame(value: Any) -> Frame:
         iwant=_ids(value.get("iwant", [])),
         graft=_list(value, "graft", MAX_TOPICS, _topic),
         prune=_list(value, "prune", MAX_TOPICS, lambda item: _pair(item, _topic, _seconds)),
+        idontwant=_ids(value.get("idontwant", [])),
     )
 
 

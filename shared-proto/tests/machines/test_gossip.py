@@ -103,15 +103,13 @@ def test_a_message_is_validated_first_then_delivered_and_forwarded_once() -> Non
 
 
 def test_what_is_not_accepted_goes_nowhere() -> None:
-    for verdict, outputs in (
-        (Verdict.IGNORE, []),
-        (Verdict.REJECT, [Misbehaved(peer(1), "invalid message")]),
-    ):
+    blamed = [Misbehaved(peer(1), "invalid message")], [Misbehaved(peer(2), "invalid message")]
+    for verdict, first, second in ((Verdict.IGNORE, [], []), (Verdict.REJECT, *blamed)):
         gossip = meshed(4)
         said(gossip, 1, publish=[[T, b"hello"]])
-        assert gossip.receive(Validated(ID, verdict), 0.1) == outputs
+        assert gossip.receive(Validated(ID, verdict), 0.1) == first
         assert said(gossip, 2, iwant=[ID]) == []
-        assert said(gossip, 2, publish=[[T, b"hello"]]) == []
+        assert said(gossip, 2, publish=[[T, b"hello"]]) == second, "who sends it later is no better"
 
 
 def test_messages_of_other_topics_and_from_strangers_are_nothing_to_us() -> None:
@@ -260,6 +258,8 @@ def test_our_own_errors() -> None:
         {"ihave": [[T, [bytes(31)]]]},
         {"iwant": [1]},
         {"iwant": [bytes(32)] * 1001},
+        {"idontwant": [bytes(31)]},
+        {"idontwant": [bytes(32)] * 1001},
         {"graft": [7]},
         {"prune": [[T, True]]},
         {"prune": [[T, 3601]]},
@@ -275,4 +275,4 @@ def test_malformed_frames_are_the_peers_error_and_change_nothing(frame: Any) -> 
 
 
 def test_keys_of_later_versions_are_ignored() -> None:
-    assert said(meshed(1), 1, idontwant=[ID]) == []
+    assert said(meshed(1), 1, igreet=[ID]) == []

@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from structlog.testing import capture_logs
 from trio.testing import MockClock
 
-from magik_mesh import Call, MeshLimits, Node, RpcFailed, SystemClock, Verdict, codes
+from magik_mesh import Accept, Call, Judgement, MeshLimits, Node, RpcFailed, SystemClock, codes
 from magik_mesh.hello import Hello
 from magik_mesh.presence import Presence
 from magik_mesh.rpc_client import ask, start_call
@@ -25,9 +25,9 @@ METHOD = "/test/echo/1.0.0"
 async def test_connections_stay_bounded_and_messages_reach_all_the_same(autojump_clock: MockClock) -> None:
     got: list[bytes] = []
 
-    async def judge(_: object, payload: bytes) -> Verdict:
+    async def judge(_: object, payload: bytes) -> Judgement:
         got.append(payload)
-        return Verdict.ACCEPT
+        return Accept(identity_of(1).peer_id)
 
     async def echo(call: Call) -> object:
         return call.body

@@ -9,7 +9,7 @@ import attrs
 import pytest
 import trio
 
-from magik_mesh import Call, CannotListen, Node, PeerDown, Timings, Verdict, open_node
+from magik_mesh import Accept, Call, CannotListen, Judgement, Node, PeerDown, Timings, open_node
 from magik_mesh.testing import config_of, identity_of, peers_of, until
 from magik_proto.identity import BootstrapPeer
 
@@ -36,9 +36,9 @@ async def four() -> AsyncIterator[list[Node]]:
 async def test_call_stream_and_publish(four: list[Node]) -> None:
     got: list[bytes] = []
 
-    async def judge(_: object, payload: bytes) -> Verdict:
+    async def judge(_: object, payload: bytes) -> Judgement:
         got.append(payload)
-        return Verdict.ACCEPT
+        return Accept(identity_of(1).peer_id)
 
     async def total(call: Call) -> None:
         await call.reply(sum(call.body))

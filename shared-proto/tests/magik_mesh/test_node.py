@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 import trio
@@ -10,8 +11,11 @@ from structlog.testing import capture_logs
 from trio.testing import MockClock
 
 from magik_mesh import (
+    Accept,
     Call,
     CallRefused,
+    Judgement,
+    MeshLimits,
     Node,
     PeerDown,
     PeerEvent,
@@ -311,9 +315,9 @@ class TestTopics:
         got: list[tuple[int, bytes]] = []
 
         def judge(index: int):  # type: ignore[no-untyped-def]
-            async def validate(_: object, payload: bytes) -> Verdict:
+            async def validate(_: object, payload: bytes) -> Judgement:
                 got.append((index, payload))
-                return Verdict.ACCEPT
+                return Accept(identity_of(1).peer_id)
 
             return validate
 
@@ -327,16 +331,54 @@ class TestTopics:
             await trio.sleep(5.0)
         assert sorted(got) == sorted((i, b"%d" % n) for i in (0, 1, 2, 4) for n in range(20))
 
+    async def test_a_message_of_no_known_origin_goes_no_further(
+        self, three: MemoryFabric, autojump_clock: MockClock
+    ) -> None:
+        got: list[bytes] = []
+
+        async def validate(_: object, payload: bytes) -> Any:
+            got.append(payload)
+            return Verdict.ACCEPT
+
+        a, b, c = three.nodes
+        for node in (b, c):
+            node.subscribe("t", validate)
+        await trio.sleep(1.0)
+        await a.publish("t", b"whose?")
+        await trio.sleep(5.0)
+        assert got == [b"whose?"] * 2, "judged where it came, and forwarded by nobody"
+
+    async def test_what_a_full_queue_dropped_comes_all_the_same(self, autojump_clock: MockClock) -> None:
+        got: dict[bytes, None] = {}
+
+        async def validate(_: object, payload: bytes) -> Judgement:
+            assert payload not in got
+            got[payload] = None
+            return Accept(identity_of(1).peer_id)
+
+        async with memory_fabric(2, limits=MeshLimits(gossip_frames=120)) as fabric:
+            a, b = fabric.nodes
+            await fabric.connected()
+            b.subscribe("t", validate)
+            await trio.sleep(1.0)
+            fabric.cut(b)
+            for number in range(200):
+                await a.publish("t", number.to_bytes(2, "big") * 4000)
+            assert a.stats.gossip_dropped > 0
+            fabric.mend(b)
+            await trio.sleep(10.0)
+        assert len(got) == 200
+
     async def test_a_failing_validator_ends_neither_topic_nor_node(
         self, three: MemoryFabric, autojump_clock: MockClock
     ) -> None:
         got: list[bytes] = []
 
-        async def validate(_: object, payload: bytes) -> Verdict:
+        async def validate(_: object, payload: bytes) -> Judgement:
             got.append(payload)
             if payload == b"bad":
                 raise ValueError("a bug")
-            return Verdict.ACCEPT
+            return Accept(identity_of(1).peer_id)
 
         a, b, _ = three.nodes
         b.subscribe("topic", validate)

@@ -13,7 +13,8 @@ from magik_mesh.addresses import OwnAddresses, parse, plain_host, text_of
 from magik_mesh.arbitration import Answer, Standing, answer_hello
 from magik_mesh.dialing import DialPlan, backoff
 from magik_mesh.links import Link, LinkTable
-from magik_mesh.pubsub import Outbox
+from magik_mesh.pubsub import Outbox, site_of
+from magik_mesh.relay_socket import PREFIX
 from magik_mesh.roster import Roster
 from magik_mesh.testing import bootstrap_to, config_of, identity_of
 from magik_proto.identity import PeerId
@@ -185,20 +186,32 @@ class TestOutbox:
 
     async def test_the_oldest_message_goes_and_control_stays(self) -> None:
         box = self.box(2)
-        box.put({"subscribe": [["t", True]]})
-        box.put({"publish": [["t", b"old"]]})
-        box.put({"publish": [["t", b"new"]]})
-        batch = await box.take()
-        assert b"subscribe" in batch
-        assert b"new" in batch
-        assert b"old" not in batch
+        box.put(b"subscribe", droppable=False)
+        box.put(b"old", droppable=True)
+        box.put(b"new", droppable=True)
+        assert await box.take() == b"subscribenew"
         assert (box.stats.gossip_dropped, box.overflowed) == (1, False)
 
     def test_a_box_full_of_control_gives_the_peer_up(self) -> None:
         box = self.box(2)
         for _ in range(3):
-            box.put({"graft": ["t"]})
+            box.put(b"graft", droppable=False)
         assert box.overflowed
+
+
+@pytest.mark.parametrize(
+    ("host", "site"),
+    [
+        ("192.0.2.1", "192.0.2.1"),
+        ("::ffff:192.0.2.1", "192.0.2.1"),
+        ("2001:db8:1:2:3::4", "2001:db8:1:2::/64"),
+        ("127.0.0.1", None),
+        ("::1", None),
+        (PREFIX + "7", None),
+    ],
+)
+def test_who_shares_a_site(host: str, site: str | None) -> None:
+    assert site_of((host, 4001)) == site
 
 
 class TestRoster:

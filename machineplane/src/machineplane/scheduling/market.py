@@ -15,7 +15,7 @@ import structlog
 import trio
 
 from machineplane.scheduling.letters import Job, Writer
-from magik_mesh import Call, CallRefused, MeshError, Node, RpcFailed, Verdict
+from magik_mesh import Accept, Call, CallRefused, Judgement, MeshError, Node, RpcFailed, Verdict
 from magik_proto import auction as a
 from magik_proto import bidder as b
 from magik_proto.awards import Delivery, open_award
@@ -41,6 +41,9 @@ from magik_proto.signing import verify
 DECLINE = "/magik/decline/1.0.0"
 
 CALL_TIMEOUT_S = 5.0  # as the auction's award time-out: an answer later than that is of no use
+# Rules that are the same on every machine: whoever passes such a message on has not looked at it. Times, roles and
+# memberships honest machines may judge differently.
+_BLAMED = ("codec.", "message.", "signature.")
 INBOX = 256  # events of one auction waiting to be taken in; at the limit the peers' calls wait
 
 Checked = Tender | Bid | Award | Event | Disposal
@@ -363,7 +366,7 @@ class Market:
         if self._promised_to.get(tender_id) == (owner, round):
             self._bidder_takes(b.BidDeclined(tender_id))
 
-    async def _on_gossip(self, sender: PeerId, payload: bytes) -> Verdict:
+    async def _on_gossip(self, sender: PeerId, payload: bytes) -> Judgement:
         try:
             message = decode_message(payload)
             if not isinstance(message, Tender | Disposal):
@@ -374,13 +377,13 @@ class Market:
             self._check(message, roles, "submit")
         except RemoteProtocolError as error:
             self._log.info("gossip-refused", sender=str(sender), rule=error.rule, detail=error.detail)
-            return Verdict.IGNORE if error.rule.startswith(("freshness", "replay")) else Verdict.REJECT
+            return Verdict.REJECT if error.rule.startswith(_BLAMED) else Verdict.IGNORE
         match message:
             case Tender():
                 self._consider(message)
             case Disposal():
                 self._disposed(message)
-        return Verdict.ACCEPT
+        return Accept(message.signer)
 
 
 class DeployFailed(Exception):
