@@ -13,8 +13,7 @@ _HEADER = 64
 _PROGRAM_HEADER = 56
 _PAGE = 0x1_0000  # 64 KiB: the largest page of the two architectures
 
-_EM_X86_64 = 62
-_EM_AARCH64 = 183
+_MACHINES = {"amd64": 62, "arm64": 183}  # EM_X86_64, EM_AARCH64 (<elf.h>)
 
 _CODE_X86_64 = bytes.fromhex(
     "6a22"  # start: push 34         ; __NR_pause (arch/x86/entry/syscalls/syscall_64.tbl)
@@ -36,14 +35,15 @@ _CODE_AARCH64 = struct.pack(
 )
 
 
-def _elf(machine: int, code: bytes) -> bytes:
+def static_elf(architecture: str, code: bytes) -> bytes:
+    """A static executable of these instructions, for an OCI architecture of `PAUSE_ELF`."""
     size = _HEADER + _PROGRAM_HEADER + len(code)
     identification = b"\x7fELF" + bytes([2, 1, 1, 0])  # 64 bits, little endian, version 1, System V
     header = struct.pack(
         "<16sHHIQQQIHHHHHH",
         identification,
         2,  # e_type: ET_EXEC
-        machine,
+        _MACHINES[architecture],
         1,  # e_version
         _BASE + _HEADER + _PROGRAM_HEADER,  # e_entry: the first byte of the code
         _HEADER,  # e_phoff
@@ -71,7 +71,7 @@ def _elf(machine: int, code: bytes) -> bytes:
 
 
 PAUSE_ELF: Mapping[str, bytes] = {
-    "amd64": _elf(_EM_X86_64, _CODE_X86_64),
-    "arm64": _elf(_EM_AARCH64, _CODE_AARCH64),
+    "amd64": static_elf("amd64", _CODE_X86_64),
+    "arm64": static_elf("arm64", _CODE_AARCH64),
 }
 """The program by OCI architecture."""
