@@ -48,6 +48,7 @@ from machineplane.runtime import (
     HostPolicy,
     LogOptions,
     PodError,
+    PodEvent,
     PodGone,
     PodSpecError,
     Runtime,
@@ -322,6 +323,9 @@ class Machine:
         async for change in self.runtime.changes():
             if isinstance(change, PodGone):
                 self.keeper.gone(change.uid)
+            elif isinstance(change, PodEvent):
+                self.keeper.tell(change.uid, change.kind, change.reason, change.message)
+                continue
             else:
                 self.keeper.report(change)
             self._count_capacity()

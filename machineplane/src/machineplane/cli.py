@@ -3,6 +3,7 @@
 import signal
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, TextIO
 
 import click
@@ -76,6 +77,11 @@ _UDP_PORT = "UDP port of the mesh; 0: any free one."
 @click.option("--invite", type=click.File(), help="File with an invite into a fabric; `-`: standard input.")
 @click.option(
     "--open-fabric", is_flag=True, help="Trial: let any machine with a key in. Says so at every start."
+)
+@click.option(
+    "--registry-config",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="File with mirrors, authorities and credentials of registries, and limits of the image store.",
 )
 @click.option("--pod-subnet", metavar="CIDR", help="Addresses of pods.  [default: a /24 by the identity]")
 @click.option(
@@ -171,6 +177,7 @@ _AS_IS = (
     "rest_api_port",
     "rest_api_tls_port",
     "runtime",
+    "registry_config",
     "mesh_port",
     "mesh_host",
     "open_fabric",

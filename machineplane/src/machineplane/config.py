@@ -46,6 +46,7 @@ class Config:
     open_fabric: bool = False
     runtime: str = "krun"
     runtime_given: bool = False
+    registry_config: Path | None = None
     pod_subnet: IPv4Network | None = None
     cgroup_parent: str = "magik"
     dht_refresh_interval: float = 60.0

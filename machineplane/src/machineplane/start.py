@@ -59,6 +59,7 @@ def run(config: Config) -> int:
             sysctls=config.allow_sysctls,
             seccomp_dir=config.state_dir / "seccomp",
         ),
+        registries=config.registry_config,
     )
     problem = None  # raised after the block: what `except*` raises, some Pythons wrap in a group again
     try:

@@ -137,6 +137,33 @@ async def test_the_same_state_again_is_told_once(
     assert bench.said() == told
 
 
+async def test_what_the_runtime_says_of_a_pod_becomes_an_event_of_it(
+    bench: Bench, autojump_clock: trio.testing.MockClock
+) -> None:
+    workload = record(deployment(), bench.machine.identity)
+    await bench.keeper.deploy(workload, award_of(workload, 1), b"", "crun")
+    (state,) = bench.runtime.pods()
+    bench.keeper.tell(state.uid, "Normal", "Pulling", "Pulling image")
+    assert ("Pod", "Pulling") in bench.said()
+    told = bench.said()
+    bench.keeper.tell("not here", "Normal", "Pulled", "?")
+    assert bench.said() == told
+
+
+@pytest.mark.parametrize(("reason", "told"), [("ErrImagePull", False), ("CreateContainerConfigError", True)])
+async def test_states_of_images_are_told_by_the_runtime_alone(
+    reason: str, told: bool, bench: Bench, autojump_clock: trio.testing.MockClock
+) -> None:
+    waiting = {"waiting": {"reason": reason, "message": "why"}}
+    bench.runtime.status = lambda state: {  # type: ignore[method-assign]
+        "phase": "Pending",
+        "containerStatuses": [{"name": "c", "state": waiting, "restartCount": 0}],
+    }
+    workload = record(deployment(), bench.machine.identity)
+    await bench.keeper.deploy(workload, award_of(workload, 1), b"", "crun")
+    assert (("Pod", "Failed") in bench.said()) is told
+
+
 async def test_pods_are_pending_while_they_start(
     bench: Bench, nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
 ) -> None:

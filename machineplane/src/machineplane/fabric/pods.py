@@ -185,6 +185,13 @@ class PodKeeper:
             self._tell(self._pods[state.uid][0], status)
             self._put(state.uid, status)
 
+    def tell(self, uid: str, kind: str, reason: str, message: str) -> None:
+        """The runtime says that something happened to a pod."""
+        if uid in self._pods:
+            self._events.record(
+                self._pods[uid][0], "Warning" if kind == "Warning" else "Normal", reason, message
+            )
+
     def _tell(self, pod: Object, status: Mapping[str, Any]) -> None:
         """Events for what is new with the pod's containers since the last report."""
         told = self._told.setdefault(pod["metadata"]["uid"], {})
@@ -250,6 +257,8 @@ class PodKeeper:
 
 
 News = tuple[EventType, str, str]
+_OF_IMAGES = ("ErrImagePull", "ImagePullBackOff", "ErrImageNeverPull", "InvalidImageName")
+"""States of which the runtime tells by Events of its own."""
 
 
 def _news(container: Mapping[str, Any]) -> News | None:
@@ -258,7 +267,7 @@ def _news(container: Mapping[str, Any]) -> News | None:
     if "running" in state:
         return ("Normal", "Started", f"Started container {name}")
     waiting = state.get("waiting") or {}
-    if waiting.get("message"):
+    if waiting.get("message") and waiting.get("reason") not in _OF_IMAGES:
         kind: EventType = "Warning"
         reason = "BackOff" if waiting.get("reason") == "CrashLoopBackOff" else "Failed"
         return (kind, reason, f"container {name}: {waiting['message']}")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from machineplane.runtime.bundle import HostPolicy, check_spec
+    from machineplane.runtime.changes import PodEvent
     from machineplane.runtime.config import RuntimeConfig
     from machineplane.runtime.engine import EngineStatus
     from machineplane.runtime.errors import (
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "bundle": ("HostPolicy", "check_spec"),
+    "changes": ("PodEvent",),
     "config": ("RuntimeConfig",),
     "engine": ("EngineStatus",),
     "errors": (
@@ -75,6 +77,7 @@ __all__ = [
     "LogsUnavailable",
     "PodAddress",
     "PodError",
+    "PodEvent",
     "PodExists",
     "PodGone",
     "PodNetwork",

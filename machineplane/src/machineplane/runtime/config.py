@@ -40,6 +40,7 @@ class RuntimeConfig:
     default_engine: str = "crun"
     node_name: str = ""
     pause_image: str = "localhost/magik/pause:latest"
+    registries: Path | None = None  # the file of --registry-config
     host_ip: str = ""
     policy: HostPolicy = field(factory=HostPolicy)
     grace_s: float = 30.0  # Kubernetes' default terminationGracePeriodSeconds

@@ -14,7 +14,8 @@ from machineplane.runtime.bundle import Bundle, BundleContext, MissingReference,
 from machineplane.runtime.bundle.config import termination_log
 from machineplane.runtime.errors import MALFORMED, HelperError, HelperLost, PodSpecError
 from machineplane.runtime.hooks import hook_of, run_hook
-from machineplane.runtime.images import Image, ImageError
+from machineplane.runtime.image_task import ImageTask
+from machineplane.runtime.images import Image
 from machineplane.runtime.lastwords import last_words
 from machineplane.runtime.live import LivePod
 from machineplane.runtime.policy import next_backoff, should_restart
@@ -31,8 +32,7 @@ _MAX_CONSOLE = 1_000_000_000
 
 
 class CannotStart(Exception):
-    """This attempt ended before the container ran. ``retry``: seconds until another may go better; 0: the usual back-off;
-    none: never."""
+    """This attempt ended before the container ran. ``retry``: seconds until another may go better; none: never."""
 
     def __init__(self, reason: str, message: str, *, retry: float | None) -> None:
         super().__init__(message)
@@ -102,23 +102,18 @@ class ContainerTask:
             self._book.update_container(self._name, reason=refusal.reason, message=refusal.message)
             if refusal.retry is None:
                 return False
-            await self._wait_again(refusal)
+            await trio.sleep(refusal.retry)
         return True
 
     async def _image(self) -> Image:
-        images = self._live.services.images
-        try:
-            return await trio.to_thread.run_sync(images.resolve, self._spec["image"])
-        except ImageError as error:
-            raise CannotStart("ErrImagePull", str(error), retry=0) from error
-
-    async def _wait_again(self, refusal: CannotStart) -> None:
-        if refusal.retry:
-            await trio.sleep(refusal.retry)
-            return
-        self._backoff = next_backoff(self._backoff or 0.0, 0)
-        await trio.sleep(self._backoff)
-        self._book.update_container(self._name, reason="ImagePullBackOff")
+        task = ImageTask(
+            service=self._live.services.pulls,
+            book=self._book,
+            spec=self._spec,
+            lookup=self._live.lookup,
+            tell=self._live.services.changes.publish,
+        )
+        return await task.get(self._tried)
 
     async def _launch(self, image: Image) -> None:
         services, container_id = self._live.services, new_id()

@@ -20,6 +20,9 @@ from machineplane.runtime.forward import open_connection
 from machineplane.runtime.helper import connected
 from machineplane.runtime.images import ImageStore
 from machineplane.runtime.images.make import ensure_pause
+from machineplane.runtime.images.peers import Peers
+from machineplane.runtime.images.registry.settings import RegistrySettings, load_settings
+from machineplane.runtime.images.service import open_images
 from machineplane.runtime.logs import LogOptions, read_logs
 from machineplane.runtime.network import PodNetwork
 from machineplane.runtime.record import PodRecord
@@ -41,6 +44,10 @@ class Runtime:
     def images(self) -> ImageStore:
         """The machine's images. Synchronous: call it in a thread."""
         return self._services.images
+
+    def join_peers(self, peers: Peers) -> None:
+        """From now on, ask other machines for images as well."""
+        self._services.pulls.peers = peers
 
     def engines(self) -> tuple[EngineStatus, ...]:
         """What can run pods here, and what cannot and why."""
@@ -285,11 +292,17 @@ async def open_runtime(
     """The runtime, with the pods of an earlier daemon adopted. Leaving it stops no pod."""
     images = await trio.to_thread.run_sync(_prepare_folders, config)
     control = trio.socket.from_stdlib_socket(zygote.control.dup())
-    async with connected(control, "the zygote") as helper, trio.open_nursery() as nursery:
+    settings = load_settings(config.registries) if config.registries else RegistrySettings()
+    async with (
+        open_images(images, settings) as pulls,
+        connected(control, "the zygote") as helper,
+        trio.open_nursery() as nursery,
+    ):
         engines: dict[str, Engine] = {"crun": CrunEngine(helper, zygote.report), "krun": KrunEngine()}
         services = Services(
             config=config,
             images=images,
+            pulls=pulls,
             network=network,
             engines=engines,
             cgroup_mode=zygote.report.cgroups,

@@ -10,6 +10,7 @@ from machineplane.runtime.config import RuntimeConfig
 from machineplane.runtime.engine import Engine
 from machineplane.runtime.helper import HelperClient
 from machineplane.runtime.images import ImageStore
+from machineplane.runtime.images.service import ImageService
 from machineplane.runtime.network import PodNetwork
 
 ObjectLookup = Callable[[bytes, str, str, str], Mapping[str, Any] | None]
@@ -28,6 +29,7 @@ class Services:
 
     config: RuntimeConfig
     images: ImageStore
+    pulls: ImageService
     network: PodNetwork
     engines: Mapping[str, Engine]
     cgroup_mode: str

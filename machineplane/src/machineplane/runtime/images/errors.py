@@ -116,3 +116,7 @@ class NotInRegistry(PullFailed):
 
 class BadAnswer(PullFailed):
     """What came from a registry or a machine breaks the protocol, or is not what it was asked for."""
+
+
+class NeverPull(ImageError):
+    """The image is not here, and the pod says that it must not be pulled."""
