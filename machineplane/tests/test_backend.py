@@ -45,6 +45,7 @@ class World:
             tender=self.tender,
             retire=self.retire,
             dispose=self.dispose,
+            roles=lambda peer: frozenset({"run", "submit"}),
         )
         self.backend = FabricBackend(
             identity=self.machine.identity,

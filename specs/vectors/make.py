@@ -364,6 +364,7 @@ def auction() -> dict[str, Any]:
         "awards": refusals.awards(tender, award, OWNER),
         "sealing_seed": SEALING.seed().hex(),
         "opened": refusals.opened_awards(award, workload, OWNER),
+        "objects": refusals.opened_objects(award, workload, OWNER),
     }
 
 

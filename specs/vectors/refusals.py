@@ -15,7 +15,7 @@ import cbor2
 from nacl import bindings
 
 from magik_proto import codec, signing
-from magik_proto.awards import Delivery, digest_of, open_award
+from magik_proto.awards import Delivery, digest_of, open_award, open_objects
 from magik_proto.bidder import AwardReceived, Bidder, BidderConfig, Deploy, RefuseAward, TenderSeen
 from magik_proto.clock import HybridClock
 from magik_proto.credentials import Delegation, Member, Revocations
@@ -336,6 +336,36 @@ def opened_awards(award: Award, workload: Workload, key: Identity) -> list[dict[
             "rule": rule_of(lambda d=one: open_award(d, SEALING)),
         }
         for what, one in rows
+    ]
+
+
+def opened_objects(award: Award, workload: Workload, key: Identity) -> list[dict[str, Any]]:
+    """Boxes of objects beside an award, and what opening them gives."""
+
+    def record(namespace: str) -> Workload:
+        resource = ResourceId(namespace, "Secret", "key")
+        unsigned = workload.evolve(resource=resource, replicas=0)
+        return unsigned.evolve(signature=key.sign(signing.signed_bytes(unsigned)))
+
+    def box_of(value: Any) -> bytes:
+        return sealed_to(SEALING.public, codec.encode(value), b"\x07" * 32)
+
+    good, other = record(workload.resource.namespace), record("elsewhere")
+    rows = [
+        ("a record of the award's namespace", box_of([encode_message(good)])),
+        ("a record of another namespace", box_of([encode_message(other)])),
+        ("no list", box_of({"records": []})),
+        ("a record whose signature is not its author's", box_of([encode_message(good.evolve(replicas=9))])),
+        ("a box to nobody", bytes(60)),
+    ]
+    return [
+        {
+            "what": what,
+            "award": encode_message(award).hex(),
+            "objects": box.hex(),
+            "rule": rule_of(lambda b=box: open_objects(Delivery(award, b"-", b), SEALING)),
+        }
+        for what, box in rows
     ]
 
 

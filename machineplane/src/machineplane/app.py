@@ -42,7 +42,7 @@ from machineplane.kubeapi.server import ApiAddresses, ApiConfig, serve_api
 from machineplane.linux.addresses import own_addresses
 from machineplane.linux.files import replace_file
 from machineplane.podaccess import PodAccess
-from machineplane.references import References, records_in
+from machineplane.references import References, pack, records_in
 from machineplane.runtime import (
     EngineStatus,
     HostPolicy,
@@ -172,6 +172,7 @@ class Machine:
             tender=self._tender,
             retire=lambda peer, pod: self.remote.retire(peer, pod),
             dispose=self.disposals.dispose,
+            roles=node.roles,
         )
         self.remote = Remote(node, hold=self.guardian.hold, stop=self.keeper.stop, open_log=self._open_log)
         access = PodAccess(runtime)
@@ -353,11 +354,14 @@ class Machine:
             priority = priority_of(spec)
         except RequirementsError as error:
             return Outcome({}, replicas, (str(error),))
-        job = Job(manifest.record, requirements, replicas, taken, priority=priority)
+        objects = self.references.collect(manifest.record.resource.namespace, spec)
+        job = Job(manifest.record, requirements, replicas, taken, objects=objects, priority=priority)
         finished = await self.market.place(job)
         return Outcome(dict(finished.placed), finished.unplaced, finished.reasons)
 
-    async def _deploy(self, award: Award, workload: Workload, receipt: bytes) -> list[str]:
+    async def _deploy(
+        self, award: Award, workload: Workload, receipt: bytes, objects: tuple[Workload, ...]
+    ) -> list[str]:
         if self.holdings.is_disposed(workload.uid, trio.current_time()):
             raise DeployFailed(f"{workload.resource} was disposed of")
         try:
@@ -367,7 +371,7 @@ class Machine:
         except ValueError as error:  # RequirementsError is one
             raise DeployFailed(str(error)) from error
         try:
-            records = self.references.collect(workload.resource.namespace, spec)
+            records = pack(objects)
             return await self.keeper.deploy(workload, award, receipt, engine, records)
         except DeployError as error:
             raise DeployFailed(str(error)) from error

@@ -67,10 +67,10 @@ class References:
     def __init__(self) -> None:
         self.known: Known | None = None
 
-    def collect(self, namespace: str, spec: Spec) -> bytes:
-        """The signed records of what a pod refers to, as far as it is known, to be kept with the pod."""
+    def collect(self, namespace: str, spec: Spec) -> tuple[Workload, ...]:
+        """The signed records of what a pod refers to, as far as it is known here, to go with its award."""
         found = [self._newest(namespace, kind, name) for kind, name in references_of(spec)[:MAX_RECORDS]]
-        return encode([encode_message(manifest.record) for manifest in found if manifest is not None])
+        return tuple(manifest.record for manifest in found if manifest is not None)
 
     def lookup(self, records: bytes, kind: str, namespace: str, name: str) -> Mapping[str, Any] | None:
         """An object as the fabric has it now, else as it came with the pod."""
@@ -90,8 +90,13 @@ class References:
         return self.known.manifest(uid) if uid else None
 
 
+def pack(records: Iterable[Workload]) -> bytes:
+    """Records as they are kept with a pod."""
+    return encode([encode_message(record) for record in records])
+
+
 def records_in(raw: bytes) -> Iterable[Workload]:
-    """What :meth:`References.collect` made; nothing of what is damaged."""
+    """What :func:`pack` made; nothing of what is damaged."""
     if not raw:
         return
     try:

@@ -1,5 +1,6 @@
 """Who acts for a workload, and what the one that acts does; on a fake clock, with tenders that are answered by the test."""
 
+from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -9,7 +10,8 @@ from fabric_support import FakeMachine, Wall, bare_pod, deployment, identity, mi
 from trio.testing import wait_all_tasks_blocked
 
 from machineplane.fabric.events import Events
-from machineplane.fabric.guardian import START_GRACE_S, Guardian, Outcome, actor, guardians
+from machineplane.fabric.follow import visible
+from machineplane.fabric.guardian import START_GRACE_S, Guardian, Outcome, actor, guardians, keepers
 from machineplane.fabric.holdings import Holdings
 from machineplane.fabric.manifests import Manifest
 from magik_proto.identity import PeerId
@@ -51,6 +53,7 @@ class World:
         self.retired: list[str] = []
         self.disposed: list[Workload] = []
         self.places = True
+        self.roles: dict[PeerId, frozenset[str]] = {}
         self.events = Events(self.machine.table, wall, "m1")
         self.guardian = Guardian(
             view=self.view,
@@ -62,6 +65,7 @@ class World:
             tender=self.tender,
             retire=self.retire,
             dispose=self.dispose,
+            roles=lambda peer: self.roles.get(peer, frozenset({"run", "submit"})),
         )
         self.view.on_change = lambda group: self.guardian.wake(group.partition("/")[2])
         self.machine.table.on_change(lambda entry: mirror(self.view, self.machine))
@@ -212,3 +216,23 @@ async def test_what_runs_no_pods_is_held_and_not_tendered(world: World) -> None:
         assert world.tenders == []
         assert ("Namespace", "", "team") in world.view.rendered
         nursery.cancel_scope.cancel()
+
+
+def _secret() -> dict[str, Any]:
+    metadata = {"name": "key", "namespace": "default"}
+    return {"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "data": {"k": "AA=="}}
+
+
+async def test_a_secret_is_guarded_and_shown_only_where_the_api_is_served(world: World) -> None:
+    secret = record(_secret(), world.machine.identity)
+    alive = [world.machine.id, world.other.id]
+    only_runs = {world.other.id: frozenset({"run"})}
+    roles = lambda peer: only_runs.get(peer, frozenset({"run", "submit"}))  # noqa: E731
+    assert keepers(secret, alive, roles) == [world.machine.id]
+    assert keepers(record(bare_pod(), world.machine.identity), alive, roles) == alive
+    world.guardian.hold(secret)
+    world.guardian.hold(record(bare_pod(), world.machine.identity))
+    delta = world.machine.table.since(0, 0)
+    shown = [entry.key for entry in visible(delta, frozenset({"run"})).entries]
+    assert len(delta.entries) == 2 and len(shown) == 1 and shown[0][1] != str(secret.uid)
+    assert visible(delta, frozenset({"run", "submit"})) == delta

@@ -75,6 +75,7 @@ class Machine:
     sealing_key: SealingKey
     bidder: Bidder
     deployed: list[Award] = field(factory=list)
+    objects: list[tuple[Workload, ...]] = field(factory=list)
     disposed: list[Disposal] = field(factory=list)
     deploy: Callable[[Award], Awaitable[list[str]]] | None = None
     market: Market = field(init=False)
@@ -97,8 +98,11 @@ class Machine:
         )
         nursery.start_soon(self.market.run)
 
-    async def _deploy(self, award: Award, workload: Workload, receipt: bytes) -> list[str]:
+    async def _deploy(
+        self, award: Award, workload: Workload, receipt: bytes, objects: tuple[Workload, ...]
+    ) -> list[str]:
         self.deployed.append(award)
+        self.objects.append(objects)
         if self.deploy is not None:
             return await self.deploy(award)
         return [f"{workload.resource.name}-{len(self.deployed)}-{n}" for n in range(award.replicas)]

@@ -30,10 +30,10 @@ from magik_mesh import Accept, Call, RpcFailed, Verdict
 from magik_mesh.testing import until
 from magik_proto.awards import Delivery, seal_workload
 from magik_proto.identity import Identity, SealingKey
-from magik_proto.messages import FABRIC_TOPIC, Award, encode_message
+from magik_proto.messages import FABRIC_TOPIC, Award, ResourceId, encode_message
 from magik_proto.placement import Capacity
 from magik_proto.rpc import AWARD, BID, EVENT
-from magik_proto.signing import new_nonce
+from magik_proto.signing import new_nonce, sign
 
 MANY = {"cpu_millis": 100_000}
 
@@ -46,6 +46,17 @@ async def test_three_machines_place_a_job_and_spread_it(autojump_clock: MockCloc
         finished = await a.market.place(job(a.identity, replicas=3))
         assert dict(finished.placed) == {a.id: 1, b.id: 1, c.id: 1} and not finished.unplaced
         assert [len(m.deployed) for m in (a, b, c)] == [1, 1, 1]
+
+
+async def test_what_pods_refer_to_goes_with_the_award_and_is_not_in_the_receipt(
+    autojump_clock: MockClock,
+) -> None:
+    async with machines(2) as (_, (a, b)):
+        secret = evolve(workload(a.identity), resource=ResourceId("default", "Secret", "key"), replicas=0)
+        secret = sign(secret, a.identity)
+        await a.market.place(job(a.identity, taken={a.id: 1}, objects=(secret,)))
+        assert b.objects == [(secret,)]
+        assert secret.manifest not in encode_message(b.deployed[0])
 
 
 async def test_machines_that_run_replicas_already_are_the_last_to_get_more(autojump_clock: MockClock) -> None:

@@ -17,7 +17,7 @@ import pytest
 
 import magik_proto
 from magik_proto import codec, signing, wire
-from magik_proto.awards import Delivery, open_award
+from magik_proto.awards import Delivery, open_award, open_objects
 from magik_proto.bidder import (
     AwardReceived,
     AwardRepeated,
@@ -266,6 +266,16 @@ def test_awards_opened() -> None:
         award = decode_as(Award, bytes.fromhex(row["award"]))
         delivery = Delivery(award, bytes.fromhex(row["sealed"]))
         assert rule_of(lambda d=delivery: open_award(d, key)) == row["rule"], row["what"]
+
+
+def test_objects_opened() -> None:
+    vector = load("auction.json")
+    key = SealingKey.from_seed(bytes.fromhex(vector["sealing_seed"]))
+    for row in vector["objects"]:
+        delivery = Delivery(
+            decode_as(Award, bytes.fromhex(row["award"])), b"-", bytes.fromhex(row["objects"])
+        )
+        assert rule_of(lambda d=delivery: open_objects(d, key)) == row["rule"], row["what"]
 
 
 def test_texts() -> None:

@@ -9,8 +9,9 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 
 import structlog
 import trio
+from attrs import evolve
 
-from machineplane.fabric.table import Delta, Entry, Table
+from machineplane.fabric.table import SECRET, Delta, Entry, Table
 from machineplane.fabric.view import View
 from magik_mesh import Call, MeshError, Node, PeerDown, PeerUp
 from magik_proto.errors import RemoteProtocolError
@@ -124,7 +125,7 @@ class Follower:
         while True:
             moved = self._moved
             if sent != self._table.version:
-                for delta in chunks(self._table.since(epoch, stamp)):
+                for delta in chunks(visible(self._table.since(epoch, stamp), call.roles)):
                     await call.stream.send_all(encode_frame(delta.to_wire()))
                     epoch, stamp = delta.epoch, delta.stamp
                 sent = self._table.version if stamp >= self._table.version else None
@@ -157,6 +158,14 @@ async def frames(stream: trio.abc.ReceiveStream) -> AsyncIterator[object]:
     while data := await stream.receive_some(_READ_BYTES):
         for value in decoder.feed(bytes(data)):
             yield value
+
+
+def visible(delta: Delta, roles: frozenset[str]) -> Delta:
+    """What a follower may see: a machine that may only run pods gets Secrets with its awards, and no others."""
+    if "submit" in roles:
+        return delta
+    entries = tuple(entry for entry in delta.entries if not (entry.value or {}).get(SECRET))
+    return evolve(delta, entries=entries)
 
 
 def chunks(delta: Delta, limit: int = CHUNK_BYTES) -> Iterator[Delta]:

@@ -21,7 +21,7 @@ from machineplane.fabric.holdings import Holdings, HoldingsFull
 from machineplane.fabric.manifests import Manifest
 from machineplane.fabric.objects import pod_fact
 from machineplane.fabric.plan import plan
-from machineplane.fabric.table import Table
+from machineplane.fabric.table import SECRET, Table
 from machineplane.fabric.view import View
 from magik_proto.identity import PeerId
 from magik_proto.messages import encode_message
@@ -46,6 +46,7 @@ class Outcome:
 
 Tender = Callable[[Manifest, int, dict[PeerId, int]], Awaitable[Outcome]]
 Retire = Callable[[PeerId, str], Awaitable[None]]
+Roles = Callable[[PeerId], frozenset[str] | None]
 
 
 def uid_point(uid: UUID) -> int:
@@ -57,6 +58,11 @@ def guardians(uid: UUID, alive: Iterable[PeerId], count: int = GUARDIANS) -> lis
     """The machines closest to the workload, closest first."""
     point = uid_point(uid)
     return sorted(alive, key=lambda peer: int.from_bytes(peer.raw, "big") ^ point)[:count]
+
+
+def keepers(workload: Workload, alive: Iterable[PeerId], roles: Roles) -> list[PeerId]:
+    """The machines that may guard a manifest: for a Secret those alone that serve the API anyway."""
+    return [peer for peer in alive if workload.resource.kind != "Secret" or "submit" in (roles(peer) or ())]
 
 
 def actor(workload: Workload, alive: Iterable[PeerId]) -> PeerId:
@@ -80,6 +86,7 @@ class Guardian:
         tender: Tender,
         retire: Retire,
         dispose: Callable[[Workload], Awaitable[None]],
+        roles: Roles,
     ) -> None:
         self._view = view
         self._table = table
@@ -90,6 +97,7 @@ class Guardian:
         self._tender = tender
         self._retire = retire
         self._dispose = dispose
+        self._roles = roles
         self._acting: dict[UUID, trio.Event] = {}
         self._dirty: set[str] = set()
         self._woken = trio.Event()
@@ -107,7 +115,10 @@ class Guardian:
         """Guard a manifest from now on; False if it is no news. Raises HoldingsFull."""
         if not self._holdings.offer(workload, trio.current_time()):
             return False
-        self._table.put(("workload", str(workload.uid)), {"record": encode_message(workload)})
+        value: dict[str, object] = {"record": encode_message(workload)}
+        if workload.resource.kind == "Secret":
+            value[SECRET] = True
+        self._table.put(("workload", str(workload.uid)), value)
         self.wake(str(workload.uid))
         return True
 
@@ -153,7 +164,7 @@ class Guardian:
 
     def _adopt_or_release(self, newest: Workload) -> None:
         """Hold what is mine to guard or newer than what I hold; let go of what others guard and nobody runs here."""
-        alive = self._alive()
+        alive = keepers(newest, self._alive(), self._roles)
         own = self._holdings.get(newest.uid)
         mine = self._view.own in (newest.author, *guardians(newest.uid, alive)) or self._runs(newest.uid)
         if own is None and not mine:

@@ -7,7 +7,7 @@ from typing import Any
 import structlog
 import trio
 
-from machineplane.fabric.guardian import guardians
+from machineplane.fabric.guardian import guardians, keepers
 from machineplane.fabric.holdings import HoldingsFull
 from machineplane.fabric.manifests import Manifest
 from magik_mesh import Call, CallRefused, MeshError, Node
@@ -58,7 +58,11 @@ class Remote:
     async def spread(self, workload: Workload) -> int:
         """Give a manifest to its guardians; how many took it. Those that cannot be reached are left to `Guardian`."""
         alive = [self._node.id, *(info.id for info in self._node.peers() if info.connected)]
-        others = [peer for peer in guardians(workload.uid, alive) if peer != self._node.id]
+        others = [
+            peer
+            for peer in guardians(workload.uid, keepers(workload, alive, self._node.roles))
+            if peer != self._node.id
+        ]
         taken: list[PeerId] = []
         async with trio.open_nursery() as nursery:
             for peer in others:

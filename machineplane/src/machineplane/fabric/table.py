@@ -13,6 +13,9 @@ from attrs import frozen
 Key = tuple[str, str]
 Value = Mapping[str, object]
 
+SECRET = "secret"
+"""A key of values, true where only machines that serve the API may see the entry."""
+
 REMOVALS_KEPT = 2_000  # guess: ten minutes of a busy machine; beyond it a follower reads the table anew
 
 

@@ -5,7 +5,7 @@ from uuid import UUID
 
 from attrs import frozen
 
-from magik_proto.awards import Delivery, digest_of, seal_workload
+from magik_proto.awards import Delivery, digest_of, seal_objects, seal_workload
 from magik_proto.bidder import MakeBid
 from magik_proto.identity import Identity, PeerId
 from magik_proto.messages import Award, Bid, Event, EventType, Requirements, Tender
@@ -23,6 +23,7 @@ class Job:
     requirements: Requirements
     replicas: int
     taken: Mapping[PeerId, int]
+    objects: tuple[Workload, ...] = ()  # the records that the pods refer to
     priority: int = 0
     preemptible: bool = False
 
@@ -65,8 +66,9 @@ class Writer:
         )
         return sign(bid, self.identity)
 
-    def award(self, bid: Bid, workload: Workload, replicas: int, ordinals: tuple[int, ...]) -> Delivery:
+    def award(self, bid: Bid, job: Job, replicas: int, ordinals: tuple[int, ...]) -> Delivery:
         """Raises RemoteProtocolError where nothing can be sealed to the bid's key."""
+        workload = job.workload
         sealed = seal_workload(workload, bid.sealing_key)
         award = Award(
             tender_id=bid.tender_id,
@@ -83,7 +85,7 @@ class Writer:
             timestamp=self.wall(),
             nonce=new_nonce(),
         )
-        return Delivery(sign(award, self.identity), sealed)
+        return Delivery(sign(award, self.identity), sealed, seal_objects(job.objects, bid.sealing_key))
 
     def event(self, award: Award, kind: EventType, reason: str, pods: tuple[str, ...]) -> Event:
         """What became of an award. Characters that nobody can print are blanked in ``reason``."""

@@ -18,7 +18,7 @@ from machineplane.scheduling.letters import Job, Writer
 from magik_mesh import Accept, Call, CallRefused, Judgement, MeshError, Node, RpcFailed, Verdict
 from magik_proto import auction as a
 from magik_proto import bidder as b
-from magik_proto.awards import Delivery, open_award
+from magik_proto.awards import Delivery, open_award, open_objects
 from magik_proto.errors import RemoteProtocolError
 from magik_proto.identity import Identity, PeerId, SealingKey
 from magik_proto.messages import (
@@ -48,7 +48,7 @@ INBOX = 256  # events of one auction waiting to be taken in; at the limit the pe
 
 Checked = Tender | Bid | Award | Event | Disposal
 M = TypeVar("M", Bid, Event)
-Deploy = Callable[[Award, Workload, bytes], Awaitable[list[str]]]
+Deploy = Callable[[Award, Workload, bytes, tuple[Workload, ...]], Awaitable[list[str]]]
 
 
 class Market:
@@ -149,7 +149,7 @@ class Market:
             case a.PublishTender(round, sample):
                 await self._publish_tender(tender_id, job, round, sample)
             case a.SendAward():
-                self._start_award(output, job.workload)
+                self._start_award(output, job)
             case a.DeclineBid(node=node):
                 self._nursery.start_soon(self._decline, node, tender_id, self._rounds.get(tender_id, 0))
             case a.Surplus(node, pods):
@@ -162,10 +162,10 @@ class Market:
         await self._node.publish(FABRIC_TOPIC, encode_message(tender))
         self._consider(tender)
 
-    def _start_award(self, output: a.SendAward, workload: Workload) -> None:
+    def _start_award(self, output: a.SendAward, job: Job) -> None:
         bid = output.bid
         try:
-            delivery = self._writer.award(bid, workload, output.replicas, output.ordinals)
+            delivery = self._writer.award(bid, job, output.replicas, output.ordinals)
         except RemoteProtocolError as error:  # a sealing key to which nothing can be sealed
             refused = a.AwardRefused(bid.node_id, str(error))
             self._nursery.start_soon(self._tell, bid.tender_id, refused)
@@ -269,13 +269,14 @@ class Market:
         award = delivery.award
         try:
             workload = open_award(delivery, self._sealing_key)
+            objects = open_objects(delivery, self._sealing_key)
         except RemoteProtocolError as error:
             raise CallRefused(error.rule, error.detail) from error
         for output in self._bidder_takes(b.AwardReceived(award)):
             match output:
                 case b.Deploy():
                     self._promised_to.pop(award.tender_id, None)
-                    self._nursery.start_soon(self._carry_award, award, workload)
+                    self._nursery.start_soon(self._carry_award, award, workload, objects)
                     return
                 case b.AwardRepeated():
                     return
@@ -283,10 +284,10 @@ class Market:
                     raise CallRefused(reason)
         raise CallRefused("award.no-bid")
 
-    async def _carry_award(self, award: Award, workload: Workload) -> None:
+    async def _carry_award(self, award: Award, workload: Workload, objects: tuple[Workload, ...]) -> None:
         """Deploy and report; whatever goes wrong with the deployment is the event's reason."""
         try:
-            pods = await self._deploy(award, workload, encode_message(award))
+            pods = await self._deploy(award, workload, encode_message(award), objects)
         except DeployFailed as error:
             self._bidder_takes(b.DeployFailed(award.tender_id, str(error)))
             await self._report(award, EventType.Failed, str(error), ())
