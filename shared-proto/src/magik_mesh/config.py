@@ -13,6 +13,7 @@ from magik_proto.errors import RemoteProtocolError
 from magik_proto.gossip_types import GossipConfig
 from magik_proto.identity import BootstrapPeer, Identity
 from magik_proto.membership import MembershipPolicy
+from trio_quic import AioquicCore, MakeCore
 
 
 @frozen
@@ -105,7 +106,8 @@ class NodeConfig:
     travel in the machine's record. `max_connections` bounds the connections to peers: see
     `magik_mesh.connections` for the policy at it. `relays_for_others`: carry (encrypted) traffic between members that
     do not reach each other. `gossip` has the degrees and scores; where many machines of a fabric stand behind one
-    address, raise `gossip.score.colocation_free`.
+    address, raise `gossip.score.colocation_free`. `core` is the QUIC
+    state machine: all machines of a fabric need the same.
     """
 
     host: str
@@ -118,6 +120,7 @@ class NodeConfig:
     advertise: tuple[str, ...] = ()
     labels: Mapping[str, str] = Factory(dict)
     max_connections: int = field(default=64)
+    core: MakeCore = AioquicCore
     timings: Timings = Timings()
     limits: MeshLimits = MeshLimits()
     relays_for_others: bool = True

@@ -387,6 +387,7 @@ async def _listen(
         verify_peer=admission(config, clock),
         limits=limits,
         socket=socket,
+        core=config.core,
     )
     return await stack.enter_async_context(opening)
 

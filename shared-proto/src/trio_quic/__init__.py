@@ -29,10 +29,13 @@ connection.accept_stream()``. One endpoint does both at once, on one UDP port.
 - *Ends* are told apart: :class:`ConnectionClosed` (the peer said so), :class:`ConnectionLost` (silence, or a
   breach of the protocol), :class:`StreamReset` (one stream). See :mod:`trio_quic.errors`.
 - *Bounds*: everything that a peer can make us hold has a limit and an answer at it. See :class:`Limits`.
+- *The core* that makes and reads the packets can be exchanged: aioquic's, or a native one
+  (:mod:`trio_quic.native`, behind the extra ``native``) that is faster and keeps some rules less strictly.
 - *Tests* run without a network or a wall clock: see :mod:`trio_quic.testing`.
 """
 
 from .connection import Connection
+from .core import AioquicCore
 from .endpoint import Endpoint, open_endpoint
 from .errors import (
     ConnectionClosed,
@@ -43,12 +46,14 @@ from .errors import (
     QuicError,
     StreamReset,
 )
+from .interface import MakeCore
 from .limits import Limits
 from .stream import Stream
 from .tls import Credentials, make_certificate
 from .udp import DatagramSocket, open_udp_socket
 
 __all__ = [
+    "AioquicCore",
     "Connection",
     "ConnectionClosed",
     "ConnectionLost",
@@ -58,6 +63,7 @@ __all__ = [
     "EndpointFull",
     "HandshakeFailed",
     "Limits",
+    "MakeCore",
     "PeerRejected",
     "QuicError",
     "Stream",

@@ -96,6 +96,24 @@ def check_certificate(certificate: x509.Certificate) -> None:
         raise PeerRejected("the certificate is not signed by its own key") from exc
 
 
+class CheckFailed(PeerRejected):
+    """The application's check fell over a certificate."""
+
+
+def ask_application(check: CertificateCheck, certificate: x509.Certificate) -> object:
+    """What ``check`` returns for a certificate whose key is proven. Raises PeerRejected whatever it raises."""
+    try:
+        return check(certificate)
+    except PeerRejected:
+        raise
+    except ValueError as exc:
+        raise PeerRejected(str(exc)) from exc
+    except Exception as exc:
+        # A stranger's certificate has found a mistake in the application: closed, and loud on our side only.
+        logger.exception("verify_peer failed; the peer is refused")
+        raise CheckFailed("verify_peer failed") from exc
+
+
 class CertificateRequired(tls.Alert):
     """The client showed no certificate (RFC 8446 §4.4.2.4)."""
 
@@ -187,16 +205,11 @@ class MutualContext(tls.Context):
 
     def _ask_application(self, certificate: x509.Certificate) -> None:
         try:
-            self.verified = self._check(certificate)
+            self.verified = ask_application(self._check, certificate)
+        except CheckFailed as exc:
+            raise self._refuse(tls.AlertInternalError, exc) from exc
         except PeerRejected as exc:
             raise self._refuse(AccessDenied, exc) from exc
-        except ValueError as exc:
-            raise self._refuse(AccessDenied, PeerRejected(str(exc))) from exc
-        except Exception as exc:
-            # A stranger's certificate has found a mistake in the application: closed, and loud on our side
-            # only.
-            logger.exception("verify_peer failed; the peer is refused")
-            raise self._refuse(tls.AlertInternalError, PeerRejected("verify_peer failed")) from exc
         self.proven = True
 
     def _refuse(self, alert: type[tls.Alert], rejected: PeerRejected) -> tls.Alert:

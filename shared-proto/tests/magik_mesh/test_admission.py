@@ -3,51 +3,13 @@
 from __future__ import annotations
 
 import attrs
-import pytest
 import trio
+from mesh_support import HOUR, ROOT, STRANGERS_ROOT, closed, member_of, refused
 from structlog.testing import capture_logs
 from trio.testing import MockClock
 
-from magik_mesh import Call, NodeConfig, PeerUnreachable
 from magik_mesh.testing import EPOCH_MS, MemoryFabric, bootstrap_to, config_of, identity_of, peers_of, until
-from magik_proto.invites import RootKey
 from magik_proto.membership import MembershipPolicy
-
-HOUR = 3_600_000
-METHOD = "/test/echo/1.0.0"
-ROOT = RootKey.from_seed(b"r" * 32)
-STRANGERS_ROOT = RootKey.from_seed(b"s" * 32)
-
-
-def member_of(
-    seed: int, root: RootKey = ROOT, *, life_ms: int = 24 * HOUR, invited_ms: int = EPOCH_MS
-) -> bytes:
-    invite = root.invite(invited_ms, roles={"run"})
-    return invite.accept(identity_of(seed), invited_ms, life_ms).encode()
-
-
-def closed(seed: int, member: bytes | None) -> NodeConfig:
-    return config_of(seed, policy=MembershipPolicy(ROOT.peer_id), member=member)
-
-
-async def refused(intruder: NodeConfig) -> str:
-    """Let `intruder` try a member for half a minute; the reason that it was given. No call of it is handled."""
-    fabric = MemoryFabric()
-    handled: list[Call] = []
-
-    async def handler(call: Call) -> None:
-        handled.append(call)
-
-    with capture_logs() as logs:
-        async with fabric.open(closed(1, member_of(1))) as node, fabric.open(intruder) as other:
-            node.handle(METHOD, handler)
-            await trio.sleep(30.0)
-            with pytest.raises(PeerUnreachable):
-                await other.call(node.id, METHOD)
-            assert peers_of(node) == []
-            assert node.stats.calls_served == len(handled) == 0
-            assert node._endpoint.connections == 0
-    return next(entry["reason"] for entry in logs if entry["event"] == "bootstrap peer does not answer")
 
 
 async def test_members_meet_with_the_roles_of_their_invites(autojump_clock: MockClock) -> None:

@@ -2,6 +2,7 @@
 
 import pytest
 import trio
+import trio_quic_support
 from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.connection import QuicConnection
 from trio_quic_support import (
@@ -172,7 +173,12 @@ async def test_a_restarted_peer_is_noticed_with_the_first_datagram(autojump_cloc
 
     def opened(address):
         return open_endpoint(
-            *address, credentials=own[address], alpn=ALPN, verify_peer=name_of, socket=net.socket(*address)
+            *address,
+            credentials=own[address],
+            alpn=ALPN,
+            verify_peer=name_of,
+            socket=net.socket(*address),
+            core=trio_quic_support.CORE,
         )
 
     survivor = BOB if victim == ALICE else ALICE

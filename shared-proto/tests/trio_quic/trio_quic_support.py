@@ -19,9 +19,12 @@ from trio_quic import (
     make_certificate,
     open_endpoint,
 )
+from trio_quic.core import AioquicCore
+from trio_quic.interface import MakeCore
 from trio_quic.testing import MemoryNetwork
 
 ALPN = "test/1"
+CORE: MakeCore = AioquicCore  # test_native.py runs tests with the other one
 ALICE = ("10.0.0.1", 4433)
 BOB = ("10.0.0.2", 4433)
 
@@ -56,6 +59,7 @@ async def endpoint_on(
         verify_peer=verify_peer,
         limits=limits,
         socket=net.socket(*address),
+        core=CORE,
     )
     async with opened as endpoint:
         yield endpoint
