@@ -10,12 +10,12 @@ sys.path.insert(0, str(Path(__file__).parent))
 from lab_support import Lab
 
 
-def start(name: str, machines: int, directory: Path) -> Iterator[Lab]:
+def start(name: str, machines: int, directory: Path, *options: str) -> Iterator[Lab]:
     assert os.geteuid() == 0, "these tests need root: they make namespaces and containers"
     lab = Lab(name, directory)
     lab.command("down", check=False)
     try:
-        lab.up(machines)
+        lab.up(machines, *options)
         yield lab
     finally:
         lab.command("down")
@@ -30,3 +30,10 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
 @pytest.fixture(scope="module")
 def lone_lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     yield from start("itest1", 1, tmp_path_factory.mktemp("lone"))
+
+
+@pytest.fixture(scope="module")
+def hidden_lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    """m0 can be reached; m1 and m2 are behind cone NATs, m3 is behind a symmetric one; each behind its own."""
+    options = ("--nat", "m1,m2", "--nat-symmetric", "m3")
+    yield from start("itestn", 4, tmp_path_factory.mktemp("hidden"), *options)

@@ -78,9 +78,10 @@ class Lab:
         verb, rest = arguments[:words], arguments[words:]
         return run(BIN / "machineplane", "lab", *verb, "--name", self.name, *rest, check=check)
 
-    def up(self, machines: int) -> None:
+    def up(self, machines: int, *options: str) -> None:
+        words = ("--name", self.name, "--machines", str(machines), "--json", *options)
         done = subprocess.run(
-            [BIN / "machineplane", "lab", "up", "--name", self.name, "--machines", str(machines), "--json"],
+            [BIN / "machineplane", "lab", "up", *words],
             text=True,
             stdout=subprocess.PIPE,
             timeout=180,

@@ -41,7 +41,7 @@ def test_up_reports_every_machine_and_down_leaves_nothing(computer: Any) -> None
     assert report["name"] == computer.name
     assert [machine["name"] for machine in report["machines"]] == ["m0", "m1", "m2"]
     for index, machine in enumerate(report["machines"]):
-        assert set(machine) == {"name", "identity", "mesh", "api", "pid", "netns"}
+        assert set(machine) == {"name", "identity", "mesh", "api", "pid", "netns", "nat"}
         host = machine["api"].removeprefix("https://").removesuffix(":6443")
         assert computer.python(_ASK.format(address=host)) == f"m{index}"
         assert computer.run("readlink", f"/proc/{machine['pid']}/ns/net").stdout != ""
@@ -146,6 +146,37 @@ def test_partition_and_heal(computer: Any) -> None:
     computer.lab("heal")
     assert ask(computer, "m1", addresses[0]) == "m0"
     computer.lab("down")
+
+
+def test_machines_behind_nat_reach_others_and_only_their_api_is_reached(computer: Any) -> None:
+    before = computer.everything()
+    computer.lab("up", "--machines", "3", "--nat", "m1", "--nat-symmetric", "m2", "--program", _program())
+    assert [machine["nat"] for machine in machines(computer)] == [None, "cone", "symmetric"]
+    addresses = [f"10.202.0.{10 + index}" for index in range(3)]
+    for index, address in enumerate(addresses):
+        for asker in ("m0", "m1", "m2"):
+            if asker != f"m{index}":
+                assert ask(computer, asker, address) == f"m{index}"
+        assert computer.python(_ASK.format(address=address)) == f"m{index}"
+    assert ask(computer, "m0", "10.200.1.2") in ("TimeoutError", "OSError")
+    listen = "import socket; s = socket.create_server(('', 7000)); s.settimeout({0}); print(bool(s.accept()))"
+    for address, reached in ((addresses[0], "True"), (addresses[1], "TimeoutError")):
+        machine = f"m{addresses.index(address)}"
+        asker = "m1" if machine == "m0" else "m0"
+        tell = (
+            f"sleep 0.5; exec python3 -c \"import socket; socket.create_connection(('{address}', 7000), 1)\""
+        )
+        computer.lab("exec", asker, "--", "sh", "-c", f"({tell}) >/dev/null 2>&1 &")
+        said = computer.lab("exec", machine, "--", "python3", "-c", listen.format(1.5), check=False)
+        assert reached in said.stdout + said.stderr
+    assert "localhost" in computer.lab("kubeconfig", "m1").stdout
+    computer.lab("kill", "m1")
+    assert ask(computer, "m0", addresses[1]) in ("TimeoutError", "OSError")
+    computer.lab("start", "m1")
+    assert ask(computer, "m1", addresses[0]) == "m0"  # this tells m0 the new router's link address
+    assert ask(computer, "m0", addresses[1]) == "m1"
+    computer.lab("down")
+    assert computer.everything() == before
 
 
 def test_pause_and_resume(computer: Any) -> None:

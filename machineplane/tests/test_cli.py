@@ -224,4 +224,7 @@ def test_the_default_server_is_this_machine(tmp_path: Path, content: str) -> Non
     done = run("kubeconfig", "--state-dir", tmp_path, "--run-dir", tmp_path)
     assert "server: https://127.0.0.1:6443" in done.output
     named = run("kubeconfig", "--state-dir", tmp_path, "--server", "https://example.test:1")
+    checked = run("kubeconfig", "--state-dir", tmp_path, "--tls-name", "localhost")
+    assert yaml.safe_load(checked.output)["clusters"][0]["cluster"]["tls-server-name"] == "localhost"
+    assert "tls-server-name" not in named.output
     assert "server: https://example.test:1" in named.output

@@ -92,12 +92,19 @@ def identity(state_dir: Path) -> None:
 @click.option(
     "--server", default=None, metavar="URL", help="The API's address as the reader of the file sees it."
 )
+@click.option(
+    "--tls-name",
+    default=None,
+    metavar="NAME",
+    help="The certificate's name to check; localhost is in all of them.",
+)
 @click.option("--name", default="magik", show_default=True, help="Name of the cluster, user and context.")
-def kubeconfig(state_dir: Path, run_dir: Path, server: str | None, name: str) -> None:
+def kubeconfig(state_dir: Path, run_dir: Path, server: str | None, tls_name: str | None, name: str) -> None:
     """Print a kubeconfig for this machine's API. It contains the token: treat it like a password."""
     token, ca = (_api_file(state_dir / "api" / file) for file in ("token", "ca.crt"))
     url = server or _server_of(run_dir / "machineplane.json")
-    click.echo(render_kubeconfig(url, ca, token.decode("ascii", "replace").strip(), name), nl=False)
+    words = token.decode("ascii", "replace").strip()
+    click.echo(render_kubeconfig(url, ca, words, name, tls_name=tls_name), nl=False)
 
 
 def _api_file(path: Path) -> bytes:

@@ -69,6 +69,12 @@ _UDP_PORT = "UDP port of the mesh; 0: any free one."
     "--advertise", multiple=True, metavar="IP:PORT", help="Where others reach the mesh, if they see another."
 )
 @click.option(
+    "--relay/--no-relay",
+    default=True,
+    show_default=True,
+    help="Carry encrypted traffic between members that do not reach each other, if this machine can be reached.",
+)
+@click.option(
     "--bootstrap-peer",
     type=PeerType(),
     multiple=True,
@@ -180,6 +186,7 @@ _AS_IS = (
     "registry_config",
     "mesh_port",
     "mesh_host",
+    "relay",
     "open_fabric",
     "cgroup_parent",
     "ephemeral_keys",

@@ -49,6 +49,7 @@ class Config:
     registry_config: Path | None = None
     pod_subnet: IPv4Network | None = None
     cgroup_parent: str = "magik"
+    relay: bool = True
     dht_refresh_interval: float = 60.0
     ephemeral_keys: bool = False
     signing_ephemeral: bool = False

@@ -164,5 +164,6 @@ def _node_config(config: Config, credentials: Credentials) -> NodeConfig:
         bootstrap=credentials.bootstrap_peers,
         advertise=config.advertise,
         labels={"node": config.node_name},
+        relays_for_others=config.relay,
         timings=Timings(presence=config.dht_refresh_interval),
     )

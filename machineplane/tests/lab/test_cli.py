@@ -50,6 +50,9 @@ def test_without_libnftables_it_says_what_to_install(monkeypatch: pytest.MonkeyP
     [
         (["up", "--name", "No"], "lab name 'No' is not one"),
         (["up", "--machines", "0"], "a lab has 1 to 99 machines, not 0"),
+        (["up", "--nat", "m1,m7"], "there is no machine m7 in this lab: it has m0, m1, m2"),
+        (["up", "--nat", "m1", "--nat-symmetric", "m2,m1"], "machine m1 is named twice"),
+        (["up", "--nat", "m0"], "m0 is the machine that the others join by"),
         (["ls", "--name", "none-such"], "there is no lab named none-such: make one with"),
         (["exec", "--name", "none-such", "m0", "true"], "there is no lab named none-such"),
         (["kill", "--name", "none-such", "m0"], "there is no lab named none-such"),

@@ -6,6 +6,7 @@ from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
 import pytest
+from attrs import evolve
 
 from machineplane.lab import daemons, processes, view
 from machineplane.lab.errors import LabError
@@ -39,6 +40,14 @@ def test_a_command_line_names_all_that_is_the_machines_own_and_ends_with_the_use
     assert pairs["--mesh-host"] == pairs["--rest-api-host"] == "10.202.0.11"
     assert pairs["--pod-subnet"] == "10.201.1.0/24"
     assert pairs["--cgroup-parent"] == "magik-lab-m1"
+
+
+def test_a_machine_behind_nat_listens_inside_and_is_nobody_s_way_in() -> None:
+    hidden = evolve(machine(1, "11"), nat="cone", inside=IPv4Network("10.200.1.0/24"))
+    words = daemons.command(("prog",), "lab", hidden, (), ())
+    assert words[words.index("--mesh-host") + 1] == words[words.index("--rest-api-host") + 1] == "10.200.1.2"
+    assert daemons.api_url(hidden) == "https://10.202.0.11:6443"
+    assert daemons.bootstrap_for("m2", [machine(0, "00"), hidden, machine(2)]) == ("00@10.202.0.10:4001",)
 
 
 def test_machines_join_by_those_that_were_ready_and_run() -> None:
@@ -102,6 +111,7 @@ def test_what_is_told_of_a_lab() -> None:
                 "api": "https://10.202.0.10:6443",
                 "pid": os.getpid(),
                 "netns": "x-m0",
+                "nat": None,
             },
             {
                 "name": "m1",
@@ -110,6 +120,7 @@ def test_what_is_told_of_a_lab() -> None:
                 "api": "https://10.202.0.11:6443",
                 "pid": None,
                 "netns": "x-m1",
+                "nat": None,
             },
         ],
     }

@@ -10,6 +10,19 @@ from machineplane.lab.errors import LabError, NoSuchMachine
 MACHINES = ("m0", "m1", "m2", "m3")
 
 
+def test_machines_behind_nat_are_named_with_the_kind_of_their_router() -> None:
+    assert plan.parse_nats("", "", MACHINES) == {}
+    assert plan.parse_nats("m1,m3", "m2", MACHINES) == {"m1": "cone", "m3": "cone", "m2": "symmetric"}
+
+
+def test_what_is_behind_a_router_is_apart_from_the_lab_and_from_pods() -> None:
+    lab = plan.free_subnet([])
+    for index in (1, 98):
+        inside = plan.inside_subnet(index)
+        assert not inside.overlaps(lab) and not inside.overlaps(plan.pod_subnet(index))
+        assert {plan.first_inside(inside), plan.own_inside(inside)} < set(inside.hosts())
+
+
 def test_a_free_subnet_overlaps_no_route() -> None:
     taken = [IPv4Network(text) for text in ("0.0.0.0/0", "10.202.0.0/24", "10.202.1.128/25", "192.0.2.0/24")]
     assert str(plan.free_subnet(taken)) == "10.202.2.0/24"

@@ -21,6 +21,13 @@ STATE = LabState(
             "m0", IPv4Address("10.202.0.10"), IPv4Network("10.201.0.0/24"), "ab" * 32, DaemonRecord(7, 99)
         ),
         MachineState("m1", IPv4Address("10.202.0.11"), IPv4Network("10.201.1.0/24")),
+        MachineState(
+            "m9",
+            IPv4Address("10.202.0.19"),
+            IPv4Network("10.201.9.0/24"),
+            nat="cone",
+            inside=IPv4Network("10.200.9.0/24"),
+        ),
     ),
     groups=(frozenset({"m0"}), frozenset({"m1"})),
 )

@@ -92,7 +92,7 @@ class RelayLimits:
     probe_wait: float = 1.0  # seconds for a probe to arrive: three are sent within 0.3 s
     settle: float = 0.2  # seconds after a new connection before a survey, for others that come together
     survey: float = 300.0  # seconds between surveys
-    punch_first: float = 30.0  # seconds until a punch that failed is tried again; doubles
+    punch_first: float = 5.0  # seconds until a punch that failed is tried again; doubles
     punch_cap: float = 600.0
     linger: float = 2.0  # seconds for which a circuit is kept when the direct path has taken over
 

@@ -80,6 +80,8 @@ class Puncher:
             pause = min(2 * pause, self.config.relay.punch_cap)
 
     async def _try(self, connection: Connection[Admitted], path: Path) -> None:
+        with trio.move_on_after(self.config.timings.dial):
+            await self.survey.seen.wait()  # this end may have come up just now
         key = PunchKey(self.clock.random(KEY_BYTES), asked=True)
         body = {"key": key.key, "addrs": self._own()}
         try:

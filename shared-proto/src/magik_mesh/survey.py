@@ -49,7 +49,8 @@ class Survey:
     log: FilteringBoundLogger
     reach: Reach = Reach.UNKNOWN
     changed: trio.Event = field(factory=trio.Event)
-    observed: tuple[Address, ...] = ()  # where others see us, as of the last survey
+    observed: tuple[Address, ...] = ()  # where others see us, the latest first
+    seen: trio.Event = field(factory=trio.Event)  # set when there is one
     _answers: int = 0
     _news: trio.Event = field(factory=trio.Event)
     _awaited: dict[bytes, trio.Event] = field(factory=dict)
@@ -78,7 +79,6 @@ class Survey:
             for peer in self._probers():
                 nursery.start_soon(self._ask, peer, results)
         self._answers = len(results)
-        self.observed = tuple(dict.fromkeys(result.seen for result in results)) or self.observed
         # An operator that says where the machine is reached knows better than probes.
         verdict = Reach.OPEN if self.config.advertise else judge(results)
         if verdict not in (self.reach, Reach.UNKNOWN):
@@ -103,6 +103,7 @@ class Survey:
                 peer, codes.PROBE, {"nonce": nonce}, timeout=self.config.timings.dial
             )
             seen = parse(entry(answer, "seen", str))
+            self._seen_at(seen)
             with trio.move_on_after(limits.probe_wait):
                 await arrived.wait()
             results.append(ProbeResult(seen, arrived.is_set()))
@@ -110,6 +111,11 @@ class Survey:
             self.log.debug("no probe", peer=str(peer), error=str(error))
         finally:
             del self._awaited[nonce]
+
+    def _seen_at(self, address: Address) -> None:
+        others = [other for other in self.observed if other != address]
+        self.observed = (address, *others)[: self.config.relay.probers]
+        self.seen.set()
 
     def hear(self, data: bytes) -> bool:
         """A side datagram has come: whether it is a probe."""

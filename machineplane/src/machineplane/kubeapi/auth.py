@@ -70,16 +70,19 @@ def load_credentials(
     )
 
 
-def kubeconfig(server: str, ca_pem: bytes, token: str, name: str = "magik") -> str:
+def kubeconfig(
+    server: str, ca_pem: bytes, token: str, name: str = "magik", *, tls_name: str | None = None
+) -> str:
     """A kubeconfig (YAML) with one cluster, user and context, all called ``name``, the context being
-    current."""
+    current. ``tls_name`` is what the server's certificate is to hold, where that is not the host in ``server``."""
+    cluster = {"server": server, "certificate-authority-data": _base64(ca_pem)}
+    if tls_name is not None:
+        cluster["tls-server-name"] = tls_name
     return yaml.safe_dump(
         {
             "apiVersion": "v1",
             "kind": "Config",
-            "clusters": [
-                {"name": name, "cluster": {"server": server, "certificate-authority-data": _base64(ca_pem)}}
-            ],
+            "clusters": [{"name": name, "cluster": cluster}],
             "users": [{"name": name, "user": {"token": token}}],
             "contexts": [{"name": name, "context": {"cluster": name, "user": name}}],
             "current-context": name,

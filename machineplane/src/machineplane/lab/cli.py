@@ -13,7 +13,7 @@ import click
 
 from machineplane.lab import daemons, enter, fabric, machines, processes, view
 from machineplane.lab.errors import LabError, MachineOff
-from machineplane.lab.plan import check_name
+from machineplane.lab.plan import check_count, check_name, machine_names, parse_nats
 from machineplane.lab.state import LABS, LabDir, LabState, lab_names
 from machineplane.linux.nft import NftError
 
@@ -72,16 +72,33 @@ def lab() -> None:
 @_command(
     click.option("--machines", "count", type=int, default=3, show_default=True, help="How many machines."),
     click.option("--json", "as_json", is_flag=True, help="Print one object that tells all."),
+    click.option(
+        "--nat", metavar="M,M…", default="", help="Machines that are behind a router each, out of reach."
+    ),
+    click.option(
+        "--nat-symmetric",
+        metavar="M,M…",
+        default="",
+        help="Likewise, with another port for each destination.",
+    ),
     _timeout,
     click.option("--program", hidden=True, help="What to start in place of the daemon."),
     click.argument("options", nargs=-1, metavar="[-- DAEMON OPTIONS…]"),
 )
 def do_up(
-    name: str, count: int, as_json: bool, timeout: float, program: str | None, options: tuple[str, ...]
+    name: str,
+    count: int,
+    as_json: bool,
+    nat: str,
+    nat_symmetric: str,
+    timeout: float,
+    program: str | None,
+    options: tuple[str, ...],
 ) -> None:
     """Make a lab and wait until its machines serve. Options after `--` go to each daemon."""
     words = tuple(shlex.split(program)) if program else daemons.default_program()
-    state = fabric.up(fabric.Wanted(name, count, words, options, timeout), _say)
+    nats = parse_nats(nat, nat_symmetric, machine_names(check_count(count)))
+    state = fabric.up(fabric.Wanted(name, count, words, options, timeout, nats), _say)
     if as_json:
         click.echo(json.dumps(view.describe(state)))
     else:
@@ -179,7 +196,9 @@ def do_kubeconfig(name: str, machine: str | None) -> None:
     running = processes.inits(directory.path)
     chosen = machine or next((each for each in state.names if each in running), state.names[0])
     server = daemons.api_url(state.machine(chosen))
-    arguments = ("kubeconfig", "--state-dir", daemons.STATE_DIR, "--server", server)
+    # A router's address is not in its machine's certificate.
+    checked = ("--tls-name", "localhost") if state.machine(chosen).nat else ()
+    arguments = ("kubeconfig", "--state-dir", daemons.STATE_DIR, *checked, "--server", server)
     _, _, init = _inside(name, chosen)
     sys.exit(enter.run(init, (*state.program, *arguments)))
 

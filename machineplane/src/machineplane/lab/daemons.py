@@ -53,7 +53,7 @@ def command(
     program: Sequence[str], lab: str, machine: MachineState, options: Sequence[str], bootstrap: Sequence[str]
 ) -> tuple[str, ...]:
     """The daemon's command line on ``machine``; the later of two equal options counts, so ``options`` win."""
-    address = str(machine.address)
+    address = str(machine.own_address)
     named = {
         "--node-name": machine.name,
         "--state-dir": STATE_DIR,
@@ -71,8 +71,11 @@ def command(
 
 
 def bootstrap_for(machine: str, machines: Sequence[MachineState]) -> tuple[str, ...]:
-    """Whom ``machine`` may ask to join: machines that have been ready once, those with a daemon first."""
-    known = [other for other in machines if other.name != machine and other.identity is not None]
+    """Whom ``machine`` may ask to join: machines that it can reach and that have been ready once, those with a daemon
+    first.
+    """
+    reachable = [other for other in machines if other.name != machine and other.nat is None]
+    known = [other for other in reachable if other.identity is not None]
     known.sort(key=lambda other: other.daemon is None)
     return tuple(f"{other.identity}@{other.address}:{MESH_PORT}" for other in known[:BOOTSTRAP_LIMIT])
 

@@ -5,7 +5,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from ipaddress import IPv4Network
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import trio
-from attrs import evolve, frozen
+from attrs import Factory, evolve, frozen
 
 from machineplane.lab import daemons, machines, membership, network, plan, processes
 from machineplane.lab.errors import LabError
@@ -35,7 +35,7 @@ Say = Callable[[str], None]
 @frozen
 class Wanted:
     """What ``lab up`` was asked for. ``program`` and ``options``: as in :class:`LabState`; ``limit`` in
-    seconds.
+    seconds; ``nats``: which machines are behind a router, and of which kind.
     """
 
     name: str
@@ -43,6 +43,7 @@ class Wanted:
     program: tuple[str, ...]
     options: tuple[str, ...] = ()
     limit: float = READY_LIMIT
+    nats: Mapping[str, str] = Factory(dict)
 
 
 def check_computer() -> None:
@@ -98,7 +99,13 @@ def _found(lab: LabDir, wanted: Wanted, say: Say) -> LabState:
 
 def _planned(wanted: Wanted, subnet: IPv4Network) -> LabState:
     made = tuple(
-        MachineState(name, plan.machine_address(subnet, index), plan.pod_subnet(index))
+        MachineState(
+            name,
+            plan.machine_address(subnet, index),
+            plan.pod_subnet(index),
+            nat=wanted.nats.get(name),
+            inside=plan.inside_subnet(index) if name in wanted.nats else None,
+        )
         for index, name in enumerate(plan.machine_names(wanted.count))
     )
     return LabState(wanted.name, subnet, wanted.program, wanted.options, made)
@@ -114,6 +121,7 @@ def _refuse_taken_names(lab: LabDir, names: Sequence[str]) -> None:
     network.refuse_taken_link(plan.host_link(lab.name))
     for name in (network.HUB, *names):
         network.refuse_taken_namespace(plan.netns_name(lab.name, name))
+        network.refuse_taken_namespace(machines.router_name(lab.name, name))
 
 
 def _other_subnets() -> list[IPv4Network]:
@@ -199,7 +207,8 @@ async def _start_daemon(current: _Current, name: str, limit: float, say: Say) ->
     current.change(name, daemon=record)
     ready = await daemons.wait_ready(lab, name, record, limit)
     current.change(name, identity=ready.identity)
-    say(f"{name}: daemon ready after {time.monotonic() - began:.1f} s, {ready.api}")
+    api = daemons.api_url(current.state.machine(name))
+    say(f"{name}: daemon ready after {time.monotonic() - began:.1f} s, {api}")
 
 
 def start(lab: LabDir, name: str, limit: float, say: Say) -> None:

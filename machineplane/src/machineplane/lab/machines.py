@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from machineplane.lab import cgroups, network, processes
+from machineplane.lab import cgroups, nat, network, processes
 from machineplane.lab.errors import LabError, MachineOff
 from machineplane.lab.plan import cgroup_parent, cut_off_from, netns_name
 from machineplane.lab.state import LabDir, LabState, MachineState
@@ -17,6 +17,11 @@ _BOX_PATIENCE = 30.0  # seconds; it takes 0.1 s on an idle computer
 def hub_name(lab: str) -> str:
     """The name of the hub's network namespace."""
     return netns_name(lab, network.HUB)
+
+
+def router_name(lab: str, machine: str) -> str:
+    """The name of the network namespace of a machine's router, where it has one."""
+    return netns_name(lab, f"{machine}-nat")
 
 
 def netns_path(lab: str, machine: str) -> Path:
@@ -41,9 +46,18 @@ def power_on(lab: LabDir, state: LabState, machine: MachineState) -> int:
     init = init_of(lab, machine.name)
     name = netns_name(lab.name, machine.name)
     netns = network.name_namespace(name, f"/proc/{init}/ns/net")
-    network.plug(hub_name(lab.name), machine.name, netns, machine.address, state.subnet)
+    _plug(lab, state, machine, netns)
     apply_partition(lab, state, machine.name)
     return init
+
+
+def _plug(lab: LabDir, state: LabState, machine: MachineState, netns: Path) -> None:
+    hub = hub_name(lab.name)
+    if machine.nat is None or machine.inside is None:
+        network.plug(hub, machine.name, netns, machine.address, state.subnet)
+        return
+    router = router_name(lab.name, machine.name)
+    nat.plug(hub, router, machine.name, netns, machine.address, state.subnet, machine.inside, machine.nat)
 
 
 def _make_box(lab: LabDir, machine: str) -> None:
@@ -91,6 +105,7 @@ def power_off(lab: LabDir, machine: str) -> None:
         )
     network.unplug(hub_name(lab.name), machine)
     network.forget_namespace(netns_name(lab.name, machine))
+    nat.remove(router_name(lab.name, machine))
     left = cgroups.remove(groups)
     if left:
         raise LabError(

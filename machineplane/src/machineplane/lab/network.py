@@ -21,11 +21,12 @@ NETNS_DIR = Path("/run/netns")
 HUB = "hub"
 BRIDGE = "br0"
 TABLE = "magik-lab"
-_THREAD_NETNS = "/proc/thread-self/ns/net"
+THREAD_NETNS = "/proc/thread-self/ns/net"
 
 
 @contextmanager
-def _netlink(what: str) -> Iterator[Any]:
+def netlink(what: str) -> Iterator[Any]:
+    """The kernel's interfaces of this thread's namespace; what fails is a :class:`LabError` about ``what``."""
     # Not at the top: it takes half of the time in which `lab exec` starts its command.
     from pyroute2 import IPRoute
     from pyroute2.netlink.exceptions import NetlinkError
@@ -39,7 +40,7 @@ def _netlink(what: str) -> Iterator[Any]:
 
 def taken_networks() -> list[IPv4Network]:
     """The networks that this computer has addresses in or routes to."""
-    with _netlink("routes of this computer") as handle:
+    with netlink("routes of this computer") as handle:
         routes = [(route.get("dst"), route["dst_len"]) for route in handle.get_routes(family=2)]
         own = [(item.get("address"), item["prefixlen"]) for item in handle.get_addr(family=2)]
     return [IPv4Network((address, length), strict=False) for address, length in routes + own if address]
@@ -55,7 +56,7 @@ def refuse_taken_namespace(name: str) -> None:
 
 def refuse_taken_link(name: str) -> None:
     """:class:`LabError` where this computer has an interface of that name."""
-    with _netlink("interfaces of this computer") as handle:
+    with netlink("interfaces of this computer") as handle:
         if handle.link_lookup(ifname=name):
             raise LabError(f"there is an interface {name} that is not of this lab: choose another --name")
 
@@ -87,8 +88,8 @@ def make_hub(name: str, link: str, subnet: IPv4Network) -> None:
 
     def work() -> None:
         libc.unshare(libc.CLONE_NEWNET)
-        name_namespace(name, _THREAD_NETNS)
-        with _netlink(f"hub {name}") as handle:
+        name_namespace(name, THREAD_NETNS)
+        with netlink(f"hub {name}") as handle:
             handle.link("add", ifname=BRIDGE, kind="bridge")
             bridge = handle.link_lookup(ifname=BRIDGE)[0]
             handle.link("set", index=bridge, state="up")
@@ -98,12 +99,12 @@ def make_hub(name: str, link: str, subnet: IPv4Network) -> None:
         in_netns("/proc/self/ns/net", work)
     finally:
         os.close(own)
-    _set_up(link, host_address(subnet), subnet, gateway=None)
+    set_up(link, host_address(subnet), subnet, gateway=None)
 
 
 def remove_host_link(link: str) -> None:
     """Remove the computer's interface; nothing happens when it is gone."""
-    with _netlink(f"interface {link}") as handle:
+    with netlink(f"interface {link}") as handle:
         for index in handle.link_lookup(ifname=link):
             handle.link("del", index=index)
 
@@ -113,8 +114,9 @@ def _add_port(handle: Any, bridge: int, name: str, peer: dict[str, Any]) -> None
     handle.link("set", index=handle.link_lookup(ifname=name)[0], master=bridge, state="up")
 
 
-def _set_up(link: str, address: IPv4Address, subnet: IPv4Network, gateway: IPv4Address | None) -> None:
-    with _netlink(f"interface {link}") as handle:
+def set_up(link: str, address: IPv4Address, subnet: IPv4Network, gateway: IPv4Address | None) -> None:
+    """Give an interface of this thread's namespace its address; with a gateway, make it the way to all else."""
+    with netlink(f"interface {link}") as handle:
         index = handle.link_lookup(ifname=link)[0]
         handle.addr(
             "add", index=index, address=str(address), prefixlen=subnet.prefixlen, broadcast=str(subnet[-1])
@@ -130,19 +132,19 @@ def plug(hub: str, machine: str, netns: Path, address: IPv4Address, subnet: IPv4
     with netns.open("rb") as namespace:
 
         def work() -> None:
-            with _netlink(f"link of machine {machine}") as handle:
+            with netlink(f"link of machine {machine}") as handle:
                 bridge = handle.link_lookup(ifname=BRIDGE)[0]
                 _add_port(handle, bridge, machine, {"ifname": "eth0", "net_ns_fd": namespace.fileno()})
 
         in_hub(hub, work)
-    in_netns(netns, lambda: _set_up("eth0", address, subnet, host_address(subnet)))
+    in_netns(netns, lambda: set_up("eth0", address, subnet, host_address(subnet)))
 
 
 def unplug(hub: str, machine: str) -> None:
     """Remove the machine's link from the hub, if both are there."""
 
     def work() -> None:
-        with _netlink(f"link of machine {machine}") as handle:
+        with netlink(f"link of machine {machine}") as handle:
             for index in handle.link_lookup(ifname=machine):
                 handle.link("del", index=index)
 

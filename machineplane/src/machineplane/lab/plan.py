@@ -19,6 +19,12 @@ _SHORT = 8
 _RANGES = (IPv4Network("10.202.0.0/16"), IPv4Network("172.31.0.0/16"), IPv4Network("192.168.0.0/16"))
 # Pods are behind their machine's address, so these need only differ from each other and from the lab's own.
 _POD_RANGE = IPv4Network("10.201.0.0/16")
+# Networks behind routers: seen by their router and machine alone.
+_INSIDE_RANGE = IPv4Network("10.200.0.0/16")
+
+CONE = "cone"  # one port outside for all destinations: others can find it out
+SYMMETRIC = "symmetric"  # another port for each destination
+NATS = (CONE, SYMMETRIC)
 
 
 def check_name(name: str) -> str:
@@ -72,6 +78,38 @@ def machine_address(subnet: IPv4Network, index: int) -> IPv4Address:
 def pod_subnet(index: int) -> IPv4Network:
     """The subnet of the pods of machine ``m<index>``."""
     return IPv4Network((int(_POD_RANGE.network_address) + index * 256, 24))
+
+
+def inside_subnet(index: int) -> IPv4Network:
+    """The network between machine ``m<index>`` and its router, where it has one."""
+    return IPv4Network((int(_INSIDE_RANGE.network_address) + index * 256, 24))
+
+
+def first_inside(inside: IPv4Network) -> IPv4Address:
+    """The router's address there."""
+    return inside.network_address + 1
+
+
+def own_inside(inside: IPv4Network) -> IPv4Address:
+    """The machine's."""
+    return inside.network_address + 2
+
+
+def parse_nats(cones: str, symmetric: str, machines: Sequence[str]) -> dict[str, str]:
+    """``("m2", "m3,m4")`` → which machines are behind a router, and of which kind.
+
+    Raises :class:`NoSuchMachine` for a name that the lab will lack, and :class:`LabError` for one named twice, or when
+    no machine is left that the others can join by.
+    """
+    found: dict[str, str] = {}
+    for kind, words in ((CONE, cones), (SYMMETRIC, symmetric)):
+        for name in filter(None, words.split(",")):
+            if check_machine(name, machines) in found:
+                raise LabError(f"machine {name} is named twice: it is behind one router")
+            found[name] = kind
+    if machines and machines[0] in found:
+        raise LabError(f"{machines[0]} is the machine that the others join by: put others behind NAT")
+    return found
 
 
 def free_subnet(taken: Iterable[IPv4Network]) -> IPv4Network:

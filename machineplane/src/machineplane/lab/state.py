@@ -25,7 +25,7 @@ from typing import Any
 from attrs import evolve, frozen
 
 from machineplane.lab.errors import LabError, NoSuchLab
-from machineplane.lab.plan import check_machine
+from machineplane.lab.plan import check_machine, own_inside
 from machineplane.linux.files import replace_file
 
 LABS = Path("/var/lib/magik-lab")
@@ -41,13 +41,24 @@ class DaemonRecord:
 
 @frozen
 class MachineState:
-    """One machine: ``identity`` (64 hex digits) is known once its daemon was ready for the first time."""
+    """One machine: ``identity`` (64 hex digits) is known once its daemon was ready for the first time.
+
+    ``address`` is where others see it. With ``nat`` (of :data:`~machineplane.lab.plan.NATS`) that is its router's, and
+    ``inside`` the network between the two.
+    """
 
     name: str
     address: IPv4Address
     pods: IPv4Network
     identity: str | None = None
     daemon: DaemonRecord | None = None
+    nat: str | None = None
+    inside: IPv4Network | None = None
+
+    @property
+    def own_address(self) -> IPv4Address:
+        """The address that the machine itself has."""
+        return self.address if self.inside is None else own_inside(self.inside)
 
 
 @frozen
@@ -208,6 +219,8 @@ def _unstructure(state: LabState) -> dict[str, Any]:
                 "pods": str(machine.pods),
                 "identity": machine.identity,
                 "daemon": machine.daemon and [machine.daemon.pid, machine.daemon.started],
+                "nat": machine.nat,
+                "inside": machine.inside and str(machine.inside),
             }
             for machine in state.machines
         ],
@@ -230,6 +243,8 @@ def _structure(data: dict[str, Any]) -> LabState:
                 pods=IPv4Network(item["pods"]),
                 identity=item["identity"],
                 daemon=DaemonRecord(*item["daemon"]) if item["daemon"] else None,
+                nat=item.get("nat"),
+                inside=IPv4Network(item["inside"]) if item.get("inside") else None,
             )
             for item in data["machines"]
         ),

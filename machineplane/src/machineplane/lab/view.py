@@ -28,6 +28,7 @@ def describe_machine(state: LabState, machine: MachineState) -> dict[str, Any]:
         "api": daemons.api_url(machine),
         "pid": machine.daemon.pid if machine.daemon and alive else None,
         "netns": netns_name(state.name, machine.name),
+        "nat": machine.nat,
     }
 
 
@@ -56,7 +57,8 @@ def _row(lab: LabDir, state: LabState, machine: MachineState, inits: dict[str, i
     identity = (machine.identity or "-")[:_IDENTITY_SHOWN]
     pid = "-" if shown["pid"] is None else str(shown["pid"])
     here = (machine.name, condition(lab, machine, inits).replace(" ", "-"), identity)
-    return (*here, shown["mesh"], shown["api"], pid, shown["netns"])
+    mesh = shown["mesh"] + (f"({machine.nat})" if machine.nat else "")
+    return (*here, mesh, shown["api"], pid, shown["netns"])
 
 
 def _line(row: Sequence[str], widths: Sequence[int]) -> str:
