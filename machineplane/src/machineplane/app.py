@@ -36,6 +36,7 @@ from machineplane.fabric.remote import LogQuery, LogUnavailable, Remote
 from machineplane.fabric.sessions import ATTACH, EXEC, Sessions
 from machineplane.fabric.table import Table
 from machineplane.fabric.view import View
+from machineplane.imagepeers import ImagePeers
 from machineplane.keys import Credentials
 from machineplane.kubeapi.auth import load_credentials as load_api_credentials
 from machineplane.kubeapi.server import ApiAddresses, ApiConfig, serve_api
@@ -55,6 +56,7 @@ from machineplane.runtime import (
     check_spec,
     pod_status_json,
 )
+from machineplane.runtime.images.handout import Handout
 from machineplane.scheduling.capacity import architecture, read_capacity
 from machineplane.scheduling.letters import Job
 from machineplane.scheduling.market import DeployFailed, Market
@@ -175,6 +177,7 @@ class Machine:
             roles=node.roles,
         )
         self.remote = Remote(node, hold=self.guardian.hold, stop=self.keeper.stop, open_log=self._open_log)
+        runtime.join_peers(ImagePeers(node, Handout(runtime.images), random.SystemRandom()))
         access = PodAccess(runtime)
         self.sessions = Sessions(node, {EXEC: access.execute, ATTACH: access.attach}, access.connect)
         self.backend = FabricBackend(

@@ -15,8 +15,8 @@ from machineplane.runtime.images.errors import (
     DigestMismatch,
     ImageError,
     PullFailed,
-    RegistryUnreachable,
     SizeMismatch,
+    Unreachable,
 )
 from machineplane.runtime.images.partial import PartialBlob
 from machineplane.runtime.images.sources import Source
@@ -97,9 +97,7 @@ class Downloader:
                 if fruitless == FRUITLESS_TRIES:
                     raise failure or _cut(part, source)
                 await self._waits.pause(PAUSE_S * 2**fruitless)
-        raise RegistryUnreachable(
-            source.subject, f"sends {part.digest} too slowly", "it is tried again later"
-        )
+        raise Unreachable(source.subject, f"sends {part.digest} too slowly", "it is tried again later")
 
     async def _once(self, part: PartialBlob, source: Source, watch: Watch) -> PullFailed | None:
         """One request; what broke it is returned, for what came before that is kept."""
@@ -116,7 +114,7 @@ class Downloader:
                             )
                         await trio.to_thread.run_sync(part.write, piece)
                         watch(Progress(part.digest, part.size, part.wanted, source.subject))
-        except RegistryUnreachable as error:
+        except Unreachable as error:
             return error
         return None
 

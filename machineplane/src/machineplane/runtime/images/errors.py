@@ -102,8 +102,16 @@ class PullFailed(ImageError):
     """An image could not be had from where it was looked for."""
 
 
-class RegistryUnreachable(PullFailed):
-    """No answer, or one that says "later", after all tries: the registry may be well again in a while."""
+class Unreachable(PullFailed):
+    """No answer, or one that says "later": it may be well again in a while."""
+
+
+class RegistryUnreachable(Unreachable):
+    """A registry, after all tries."""
+
+
+class MachineUnreachable(Unreachable):
+    """Another machine of the fabric."""
 
 
 class RegistryDenied(PullFailed):

@@ -89,7 +89,7 @@ class Puller:
         """The image of that name as it is now where it comes from; what the store has of it is not fetched again."""
         endpoints = self.registries.sources(reference, keyring)
         root = await self._root(reference, endpoints)
-        offers = await self.peers.find_digest(root.digest)
+        offers = () if self._is_here(root.digest) else await self.peers.find_digest(root.digest)
         sources = (*(offer.source for offer in offers), *endpoints)
         if not sources and self.store.document(root.digest) is None:
             raise ImageNotFound(str(reference))
@@ -120,11 +120,13 @@ class Puller:
             raise failure
         return await self._by_hearsay(reference, failure)
 
+    def _is_here(self, digest: str) -> bool:
+        return any(entry.is_named(digest) for entry in self.store.entries().values())
+
     async def _may_have(self, digest: str, endpoints: Sequence[EndpointSource]) -> None:
         """Content that came here for somebody's credentials is no proof that these may have it: the registry is asked."""
-        entries = self.store.entries().values()
-        here = [entry.private for entry in entries if digest in (entry.digest, *entry.indexes)]
-        if here and all(here):
+        here = [entry for entry in self.store.entries().values() if entry.is_named(digest)]
+        if here and all(entry.private for entry in here):
             failure: PullFailed | None = None
             for endpoint in endpoints:
                 try:

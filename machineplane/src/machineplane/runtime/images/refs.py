@@ -34,6 +34,15 @@ class Entry:
     private: bool = False  # credentials were shown for it: it is not handed to other machines
     stored: int = 0  # when the name was given, ms since the epoch; 0 in stores of earlier versions
 
+    @property
+    def root(self) -> str:
+        """The digest by which others ask for it: of the outermost index, else of the manifest."""
+        return self.indexes[0] if self.indexes else self.digest
+
+    def is_named(self, digest: str) -> bool:
+        """Whether the digest is the manifest's, or that of an index that led to it."""
+        return digest in (self.digest, *self.indexes)
+
     def info(self, ref: str) -> ImageInfo:
         return ImageInfo(
             ref=ref,

@@ -1,0 +1,70 @@
+"""Images from machine to machine, in a lab of real daemons: one copy serves all."""
+
+import json
+from pathlib import Path
+
+from lab_support import BIN, Lab, deployment, run, wait_for
+
+from machineplane.runtime.images.make import make_image
+
+STATE = Path("/var/lib/magik-lab/itest")
+
+
+def make(path: Path, ref: str, message: str) -> None:
+    """A busybox of its own, so that no other test has brought its layer."""
+    files = {"bin/busybox": (Path("/bin/busybox"), 0o755), "message": (message.encode(), 0o644)}
+    links = {f"bin/{applet}": "busybox" for applet in ("sh", "sleep", "cat")}
+    make_image(path, ref=ref, files=files, symlinks=links, env=["PATH=/bin"])
+
+
+def image_of(machine: str, *words: str) -> str:
+    return run(BIN / "machineplane", "image", *words, "--state-dir", STATE / machine / "state")
+
+
+def with_image(name: str, image: str) -> dict[str, object]:
+    wanted = deployment(name, 3)
+    wanted["spec"]["template"]["spec"]["containers"][0]["image"] = image
+    return wanted
+
+
+def test_an_image_that_one_machine_has_runs_on_all(lab: Lab, tmp_path: Path) -> None:
+    make(tmp_path / "solo.tar", "localhost/solo:1", "solo")
+    said = image_of("m0", "import", str(tmp_path / "solo.tar"))
+    digest = said.split()[-1]
+    assert "solo" not in image_of("m1", "ls")
+    lab.apply("m1", with_image("solo", "localhost/solo:1"))
+    spread = lab.wait_running("m2", "solo", 3)
+    assert set(spread.values()) == {"m0", "m1", "m2"}
+    for machine in ("m1", "m2"):
+        assert digest[:19] in image_of(machine, "ls")
+    (pod, *_) = [name for name, machine in spread.items() if machine == "m2"]
+    assert lab.kubectl("m0", "exec", pod, "--", "cat", "/message") == "solo"
+    events = json.loads(lab.kubectl("m0", "get", "events", "-o", "json"))["items"]
+    of_pod = {e["reason"]: e["message"] for e in events if e["involvedObject"]["name"] == pod}
+    assert of_pod["Pulling"] == 'Pulling image "localhost/solo:1"'
+    assert of_pod["Pulled"].startswith('Successfully pulled image "localhost/solo:1" in ')
+    lab.remove("m0", "solo")
+
+
+def test_by_digest_also_after_the_first_machine_has_forgotten_it(lab: Lab, tmp_path: Path) -> None:
+    make(tmp_path / "chain.tar", "registry.invalid/chain:1", "chain")
+    digest = image_of("m0", "import", str(tmp_path / "chain.tar")).split()[-1]
+    pinned = f"registry.invalid/chain@{digest}"
+    lab.apply("m0", with_image("chain", pinned))
+    lab.wait_running("m1", "chain", 3)
+    lab.remove("m0", "chain")
+
+
+def test_a_policy_of_never_is_said_on_the_pod(lab: Lab) -> None:
+    wanted = with_image("never", "localhost/absent:1")
+    wanted["spec"]["replicas"] = 1  # type: ignore[index]
+    wanted["spec"]["template"]["spec"]["containers"][0]["imagePullPolicy"] = "Never"  # type: ignore[index]
+    lab.apply("m0", wanted)
+
+    def reasons() -> list[str]:
+        statuses = [s for p in lab.pods("m1", "never") for s in p["status"].get("containerStatuses", [])]
+        return [s["state"]["waiting"]["reason"] for s in statuses if "waiting" in s["state"]]
+
+    wait_for("the state", lambda: reasons() == ["ErrImageNeverPull"])
+    assert "ErrImageNeverPull" in lab.kubectl("m2", "get", "pods")
+    lab.remove("m0", "never")
