@@ -6,6 +6,7 @@ outputs come out.  The rules and their numbers are in machineplane-spec, "Distri
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import attrs
@@ -44,12 +45,14 @@ from magik_proto.dht_types import (
 from magik_proto.dht_upkeep import Upkeep
 from magik_proto.errors import LocalProtocolError, RemoteProtocolError
 from magik_proto.identity import PeerId
-from magik_proto.kademlia import ALPHA, Contact, K, RoutingTable, position
+from magik_proto.kademlia import ALPHA, Contact, K, RoutingTable, estimate_size, position, sample_of
 from magik_proto.lookup import PATHS, PATIENCE_S, Done, Lookup
-from magik_proto.machine import RandomSource, below
+from magik_proto.machine import RandomSource, below, shuffled
 
 QUERY_TIMEOUT_S = 5.0  # then a query is forgotten and its peer counts as gone (guess: a dial and an answer)
 MAX_SEARCHES = 256  # at once: more are our own program's mistake
+MAX_TRIES = 2  # more, of a search whose finding is too thin to be true
+THIN = 3  # times fewer peers than there should be; with 20 % liars theirs are five times fewer
 MAX_CHECKS = 8  # strangers being asked whether they are there; at it the next one waits for its next request
 MAX_HANDOVER = 64  # records handed to a newcomer; their publishers bring the rest within a minute
 MAX_HOLDERS = 64  # own records whose keepers are remembered; the one that came first goes
@@ -74,6 +77,7 @@ class _Query:
     to: Contact
     deadline: float
     of: Search | Placing | None  # None: a check, or a handover
+    lookup: Lookup | None  # of the search, at the time: it may have begun anew
 
 
 class Dht:
@@ -228,7 +232,9 @@ class Dht:
 
     def _ask(self, to: Contact, request: Request, of: Search | Placing | None, now: float) -> Ask:
         self._asked += 1
-        self._queries[self._asked] = _Query(to, now + QUERY_TIMEOUT_S, of)
+        self._queries[self._asked] = _Query(
+            to, now + QUERY_TIMEOUT_S, of, of.lookup if isinstance(of, Search) else None
+        )
         return Ask(self._asked, to, request)
 
     def _answered(self, number: int, answer: Any, now: float) -> list[DhtOutput]:
@@ -238,11 +244,14 @@ class Dht:
         self._checks.pop(query.to.peer, None)
         outputs = self._proved(query.to, now)
         match query.of, answer:
-            case Search() as search, Found() if search.id in self._searches:
+            case Search() as search, Found() if self._awaits(search, query):
                 outputs += self._found(search, query.to, answer, now)
             case Placing() as placing, Stored(refused) if placing.id in self._placings:
                 outputs += self._placed(placing, query.to, refused[0] if refused else "dht.frame", now)
         return outputs
+
+    def _awaits(self, search: Search, query: _Query) -> bool:
+        return self._searches.get(search.id) is search and query.lookup is search.lookup
 
     def _unanswered(self, number: int, now: float) -> list[DhtOutput]:
         query = self._queries.pop(number, None)
@@ -252,7 +261,7 @@ class Dht:
         self._checks.pop(peer, None)
         self.table.failed(peer)
         match query.of:
-            case Search() as search if search.id in self._searches:
+            case Search() as search if self._awaits(search, query):
                 search.lookup.on_failure(peer, now)
                 return self._advance(search, now)
             case Placing() as placing if placing.id in self._placings:
@@ -271,20 +280,16 @@ class Dht:
 
     def _search(self, aim: Aim, id: int, request: Find, now: float, **more: Any) -> list[DhtOutput]:
         self._check_new(id)
-        config = self._config
-        lookup = Lookup(
-            request.key,
-            self.table.closest(request.key),
-            config.k,
-            config.alpha,
-            paths=1 if aim is Aim.WALK else config.paths,
-            patience_s=config.patience_s,
-        )
-        search = self._searches[id] = Search(aim, id, lookup, request, **more)
+        seeds = self.table.closest(request.key)
+        search = self._searches[id] = Search(aim, id, self._lookup(request.key, seeds), request, **more)
         if request.kind is not None:
             search.take(self.store.find(request.key, request.kind, now)[0], self._judge, now)
             search.holders = 0
         return self._advance(search, now)
+
+    def _lookup(self, key: bytes, seeds: Iterable[Contact]) -> Lookup:
+        config = self._config
+        return Lookup(key, seeds, config.k, config.alpha, paths=config.paths, patience_s=config.patience_s)
 
     def _find_peer(self, id: int, peer: PeerId, now: float) -> list[DhtOutput]:
         if peer == self.own.peer:
@@ -304,6 +309,8 @@ class Dht:
             return self._finish(search, search.lookup.answered(), now)
         step = search.lookup.next(now)
         if isinstance(step, Done):
+            if self._is_thin(search, step.closest):
+                return self._search_again(search, step.closest, now)
             return self._finish(search, step.closest, now)
         return [self._ask(contact, search.request, search, now) for contact in step]
 
@@ -312,6 +319,22 @@ class Dht:
             answered = search.lookup.answered()
             return search.peer in search.best or bool(answered and answered[0].peer == search.peer)
         return search.aim is Aim.RECORDS and search.holders >= self._config.enough
+
+    def _is_thin(self, search: Search, closest: tuple[Contact, ...]) -> bool:
+        """Whether so few peers cannot be all that there are around a position: liars led us astray."""
+        if search.tries >= MAX_TRIES or len(self.table) < self._config.k:
+            return False
+        target = int.from_bytes(search.request.key, "big")
+        sample = sample_of((c.place for c in closest), target, self._config.k)
+        return sample is None or estimate_size([sample]) * THIN < self.size_estimate()
+
+    def _search_again(self, search: Search, closest: tuple[Contact, ...], now: float) -> list[DhtOutput]:
+        """Once more from the other end of the table: from random peers that did not answer this time."""
+        answered = {contact.peer for contact in closest}
+        others = [contact for contact in self.table.all() if contact.peer not in answered]
+        search.tries += 1
+        search.lookup = self._lookup(search.request.key, shuffled(self._rng, others)[: self._config.k])
+        return self._advance(search, now)
 
     def _finish(self, search: Search, closest: tuple[Contact, ...], now: float) -> list[DhtOutput]:
         del self._searches[search.id]

@@ -37,6 +37,7 @@ class Search:
     request: Find
     peer: PeerId | None = None  # of `Aim.PEER`
     placing: Placing | None = None  # of `Aim.PUT`
+    tries: int = 0  # lookups before this one, whose finding was too thin to be true
     answers: int = 0
     holders: int = 0  # answers that had such records
     best: dict[PeerId, tuple[Any, bytes]] = attrs.field(factory=dict)

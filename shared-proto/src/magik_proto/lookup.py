@@ -60,7 +60,8 @@ def _distance(candidate: _Candidate) -> int:
 class Lookup:
     """Finds the `k` peers nearest to a position by `paths` disjoint paths, nearest first on each.
 
-    `alpha` queries are under way at once on a single path, one on each of several.  A path ends when the
+    `alpha` queries are under way at once on a single path, one on each of several.  Seeds are shared out
+    among the paths; where they are fewer than paths, what the first of them names is.  A path ends when the
     `k` nearest of all that it heard of, failed ones aside, have answered; the lookup, when all have.  What
     a liar costs is bounded: an answer counts for `k` peers at most, no more than `MAX_KNOWN` are taken in,
     and of a peer whose contacts mostly fail (`MAX_BLAME`) no others are asked.
@@ -82,23 +83,23 @@ class Lookup:
         self._known: dict[PeerId, _Candidate] = {}
         self._under_way: deque[_Candidate] = deque()  # asked, in the order of their deadlines
         self._blame: dict[PeerId, int] = {}
-        ordered = sorted(seeds, key=lambda contact: contact.place ^ self._target)
-        count = max(1, min(paths, len(ordered)))
-        self._paths: list[list[_Candidate]] = [[] for _ in range(count)]
-        self._members: list[set[PeerId]] = [set() for _ in range(count)]
-        self._waiting = [0] * count
-        self._alpha = alpha if count == 1 else max(1, alpha // count)
-        for number, seed in enumerate(ordered):
-            self._add(seed, number % count, None)
+        self._paths: list[list[_Candidate]] = [[] for _ in range(paths)]
+        self._members: list[set[PeerId]] = [set() for _ in range(paths)]
+        self._waiting = [0] * paths
+        self._alpha = alpha if paths == 1 else 1
+        self._share_out(seeds, None)
 
     def on_success(self, peer: PeerId, closer: Sequence[Contact], now: float) -> None:
         """A queried peer answered with the peers that it knows near the target; late answers count too."""
         candidate = self._queried(peer)
         # One that was given up before was not its sources' fault after all.
         self._settle(candidate, Asked.ANSWERED, 2 if candidate.asked is Asked.FAILED else 1)
-        for contact in closer[: self._k]:
-            if contact.peer != peer:
-                self._add(contact, candidate.path, peer)
+        named = [contact for contact in closer[: self._k] if contact.peer != peer]
+        if len(self._known) < len(self._paths):
+            self._share_out(named, peer)
+            return
+        for contact in named:
+            self._add(contact, candidate.path, peer)
 
     def on_failure(self, peer: PeerId, now: float) -> None:
         """A queried peer did not answer, or nonsense."""
@@ -154,6 +155,12 @@ class Lookup:
         if candidate.asked is not Asked.NOT_YET or not candidate.sources:
             return False
         return all(self._blame.get(source, 0) >= MAX_BLAME for source in candidate.sources)
+
+    def _share_out(self, contacts: Iterable[Contact], source: PeerId | None) -> None:
+        """Spread contacts over the paths, the nearest first."""
+        ordered = sorted(contacts, key=lambda contact: contact.place ^ self._target)
+        for number, contact in enumerate(ordered):
+            self._add(contact, number % len(self._paths), source)
 
     def _settle(self, candidate: _Candidate, state: Asked, credit: int) -> None:
         if candidate.asked is state:
