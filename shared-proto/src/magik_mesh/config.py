@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Mapping
+from typing import Any
 
 from attrs import Factory, field, frozen
 
 from magik_mesh.addresses import Address, parse
 from magik_mesh.errors import ConfigError
+from magik_proto.dht_kinds import Kind
 from magik_proto.errors import RemoteProtocolError
 from magik_proto.gossip_types import GossipConfig
 from magik_proto.identity import BootstrapPeer, Identity
@@ -33,6 +35,7 @@ class Timings:
     forget_after: float = 60.0  # a lost peer that nobody speaks of any more
     exchange: float = 30.0  # peer exchange with one connected peer, chosen at random
     presence: float = 60.0  # own record gossiped again (protocol.md: DHT refresh 60 s)
+    brief_idle: float = 10.0  # a brief connection (`magik_mesh.briefs`) without calls is closed
     header: float = 10.0  # a request's header must be complete by then
 
     @property
@@ -49,6 +52,7 @@ class MeshLimits:
     """Caps, each with what happens at it."""
 
     calls_per_peer: int = 64  # handlers at work for one peer: the next call is answered "busy"
+    briefs: int = 32  # brief connections each way: see `magik_mesh.briefs` for what happens at it
     dials: int = 8  # parallel dials: others wait their turn
     known_peers: int = (
         1024  # directory: the one unconnected and unheard of for longest goes; none such: not learnt
@@ -103,11 +107,11 @@ class NodeConfig:
 
     `member` is the encoded membership that the certificate carries (None in an open fabric), `advertise`
     holds `ip:port` texts for a machine that others reach by an address it cannot see itself, `labels`
-    travel in the machine's record. `max_connections` bounds the connections to peers: see
-    `magik_mesh.connections` for the policy at it. `relays_for_others`: carry (encrypted) traffic between members that
-    do not reach each other. `gossip` has the degrees and scores; where many machines of a fabric stand behind one
-    address, raise `gossip.score.colocation_free`. `core` is the QUIC
-    state machine: all machines of a fabric need the same.
+    travel in the machine's record, `kinds` are those of the hash table's records beside machines' own.
+    `max_connections` bounds the connections to peers: see `magik_mesh.connections` for the policy at it.
+    `relays_for_others`: carry (encrypted) traffic between members that do not reach each other. `gossip` has the
+    degrees and scores; where many machines of a fabric stand behind one address, raise
+    `gossip.score.colocation_free`. `core` is the QUIC state machine: all machines of a fabric need the same.
     """
 
     host: str
@@ -119,6 +123,7 @@ class NodeConfig:
     bootstrap: tuple[BootstrapPeer, ...] = ()
     advertise: tuple[str, ...] = ()
     labels: Mapping[str, str] = Factory(dict)
+    kinds: tuple[Kind[Any], ...] = ()
     max_connections: int = field(default=64)
     core: MakeCore = AioquicCore
     timings: Timings = Timings()

@@ -1,6 +1,7 @@
 """The life of connections: greeted, taken into use, served, lost.
 
-Every connection begins with the dialler's hello; until it is answered no other byte is handled. Who keeps
+Every connection begins with the dialler's hello; until it is answered no other byte is handled (but for
+`magik_mesh.briefs`, which begin with their first call). Who keeps
 which connection is decided in `magik_mesh.arbitration`, how many there may be in
 `magik_mesh.links.LinkTable`, who is dialled when in `magik_mesh.dialing`; here is what they have in common
 with sockets.
@@ -18,6 +19,7 @@ from structlog.typing import FilteringBoundLogger
 from magik_mesh import codes
 from magik_mesh.addresses import text_of
 from magik_mesh.arbitration import Answer, Standing, answer_hello
+from magik_mesh.briefs import Briefs
 from magik_mesh.clock import Clock
 from magik_mesh.config import NodeConfig
 from magik_mesh.dialing import DialPlan
@@ -34,6 +36,7 @@ from magik_mesh.streams import STREAM_ERRORS, FramedStream
 from magik_mesh.tls import Admitted, admit
 from magik_mesh.workers import Workers
 from magik_proto import codec
+from magik_proto.dht_frames import METHODS as BRIEF_METHODS
 from magik_proto.errors import RemoteProtocolError
 from magik_proto.identity import PeerId
 from magik_proto.rpc import Request, Response, encode_frame
@@ -57,6 +60,7 @@ class Connections:
     pubsub: PubSub
     roster: Roster
     server: RpcServer
+    briefs: Briefs
     stats: Stats
     log: FilteringBoundLogger
     wake_dialer: Callable[[], None]
@@ -118,15 +122,18 @@ class Connections:
     # -- the acceptor's side
 
     async def welcome(self, connection: Connection[Admitted]) -> None:
-        """Wait for the hello on a connection that was dialled to us, and answer it."""
+        """Wait for the first call on a connection that was dialled to us: it says what the connection is
+        for.
+        """
         try:
             with trio.fail_after(self.config.timings.header):
                 stream = await connection.accept_stream()
                 payload = await FramedStream(stream).read_frame(MAX_HELLO)
-                answer = self._decide(connection, _hello_in(payload))
-                reply = self._hello(connection, "take" if answer is Answer.TAKE_RESTARTED else answer.value)
-                await stream.send_all(encode_frame(Response.success(reply.to_value())))
-                await stream.aclose()
+                request = _first_call(payload)
+                if request.method == codes.HELLO:
+                    await self._answer_hello(connection, stream, parse_hello(request.body))
+                    return
+            await self.briefs.welcome(connection, stream, payload or b"")
         except (*STREAM_ERRORS, trio.TooSlowError) as error:
             connection.close_now(codes.CLOSE_MISBEHAVED, "no hello in time")
             self.log.debug("no greeting", peer=str(connection.peer.peer), error=str(error))
@@ -134,6 +141,12 @@ class Connections:
             self.stats.frames_malformed += 1
             connection.close_now(codes.CLOSE_MISBEHAVED, f"bad hello: {error.rule}")
             self.log.warning("bad greeting", peer=str(connection.peer.peer), error=str(error))
+
+    async def _answer_hello(self, connection: Connection[Admitted], stream: Stream, hello: Hello) -> None:
+        answer = self._decide(connection, hello)
+        reply = self._hello(connection, "take" if answer is Answer.TAKE_RESTARTED else answer.value)
+        await stream.send_all(encode_frame(Response.success(reply.to_value())))
+        await stream.aclose()
 
     def _decide(self, connection: Connection[Admitted], hello: Hello) -> Answer:
         """The answer to a hello. If it is to take the connection, it is in use when this returns."""
@@ -276,6 +289,7 @@ class Connections:
     def say_goodbye(self) -> None:
         """Close all connections with a clean farewell."""
         self._leaving = True
+        self.briefs.close()
         for link in self.links.all():
             link.close(codes.CLOSE_GOODBYE, "goodbye")
 
@@ -294,10 +308,10 @@ class Connections:
         )
 
 
-def _hello_in(payload: bytes | None) -> Hello:
+def _first_call(payload: bytes | None) -> Request:
     if payload is None:
         raise RemoteProtocolError("mesh.hello", "the first stream ended without a hello")
     request = Request.from_value(codec.decode(payload))
-    if request.method != codes.HELLO:
+    if request.method != codes.HELLO and request.method not in BRIEF_METHODS:
         raise RemoteProtocolError("mesh.hello", f"the first call is {request.method} instead of the hello")
-    return parse_hello(request.body)
+    return request

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import trio
 from attrs import define, field
@@ -109,7 +109,7 @@ class Dialer:
     async def _try(self, peer: PeerId, dial: _Dial) -> None:
         timings = self.config.timings
         seconds = timings.redial if self.connections.is_doubtful(peer) else timings.dial
-        connection, way = await self._race(peer, dial, seconds)
+        connection, way = await self._race(peer, dial, seconds, lambda: self._ways(peer))
         if not isinstance(way, PeerId) and (source := source_towards(way)):
             self.connections.presence.reached_from(source)
         with trio.move_on_after(timings.dial):
@@ -118,11 +118,21 @@ class Dialer:
             return
         raise PeerUnreachable(peer, f"no answer to the greeting within {timings.dial:g} s")
 
+    async def connect(
+        self, peer: PeerId, addresses: Sequence[Address], seconds: float
+    ) -> Connection[Admitted]:
+        """A connection with `peer` that nobody has greeted, at these addresses or through its relays;
+        `PeerUnreachable` if none answers in time."""
+        ways: tuple[_Way, ...] = (*addresses, *self.relaying.client.relays_of(peer))
+        return (await self._race(peer, _Dial(), seconds, lambda: ways))[0]
+
     def _ways(self, peer: PeerId) -> tuple[_Way, ...]:
         """How `peer` may be reached, the best first: at its addresses, then through its relays."""
         return (*self.connections.presence.directory.addresses(peer), *self.relaying.client.relays_of(peer))
 
-    async def _race(self, peer: PeerId, dial: _Dial, seconds: float) -> tuple[Connection[Admitted], _Way]:
+    async def _race(
+        self, peer: PeerId, dial: _Dial, seconds: float, ways: Callable[[], tuple[_Way, ...]]
+    ) -> tuple[Connection[Admitted], _Way]:
         """Try the ways to the peer, each a little after the one before, and those that are heard of meanwhile.
 
         The first that answers wins.
@@ -147,9 +157,9 @@ class Dialer:
         with trio.move_on_after(seconds):
             async with trio.open_nursery() as nursery:
                 tried: set[_Way] = set()
-                while len(errors) < len(tried) or self._untried(peer, tried):
+                while len(errors) < len(tried) or set(ways()) - tried:
                     dial.stir = trio.Event()
-                    for way in self._untried(peer, tried):
+                    for way in [way for way in ways() if way not in tried]:
                         tried.add(way)
                         ended = trio.Event()
                         nursery.start_soon(attempt, way, ended, nursery.cancel_scope)
@@ -160,9 +170,6 @@ class Dialer:
             return won[0]
         wrong = [error for error in errors if isinstance(error, WrongIdentity)]
         raise [*wrong, *errors, PeerUnreachable(peer, f"no answer within {seconds:g} s")][0]
-
-    def _untried(self, peer: PeerId, tried: set[_Way]) -> list[_Way]:
-        return [way for way in self._ways(peer) if way not in tried]
 
     async def _go(self, peer: PeerId, way: _Way, seconds: float) -> Connection[Admitted]:
         if isinstance(way, PeerId):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from attrs import define, field
 
+from magik_mesh.addresses import text_of
 from magik_mesh.arbitration import Standing
 from magik_mesh.pubsub import Outbox
 from magik_mesh.rpc_server import Caller, Slots
@@ -35,7 +36,8 @@ class Link:
     @property
     def caller(self) -> Caller:
         """The peer as handlers see it."""
-        return Caller(self.admitted.peer, self.admitted.roles)
+        address = text_of(self.connection.remote_address or ("0.0.0.0", 1))
+        return Caller(self.admitted.peer, self.admitted.roles, address)
 
     @property
     def busy(self) -> bool:

@@ -10,7 +10,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from typing import Any
@@ -22,9 +22,11 @@ from structlog.typing import FilteringBoundLogger
 
 from magik_mesh import codes
 from magik_mesh.addresses import Address, OwnAddresses
+from magik_mesh.briefs import Briefs
 from magik_mesh.clock import Clock, SystemClock, unit_random
 from magik_mesh.config import NodeConfig
 from magik_mesh.connections import Connections
+from magik_mesh.dht import HashTable
 from magik_mesh.dialer import Dialer
 from magik_mesh.dialing import DialPlan
 from magik_mesh.directory import Directory
@@ -43,11 +45,17 @@ from magik_mesh.stats import Stats
 from magik_mesh.streams import STREAM_ERRORS
 from magik_mesh.survey import SideSocket
 from magik_mesh.tls import Admitted, admission, make_credentials
+from magik_proto.dht_frames import FIND, STORE
+from magik_proto.dht_frames import MAX_FRAME as MAX_TABLE_FRAME
+from magik_proto.dht_types import PutDone
 from magik_proto.errors import RemoteProtocolError
 from magik_proto.identity import PeerId
-from trio_quic import DatagramSocket, Endpoint, Limits, Stream, open_endpoint, open_udp_socket
+from magik_proto.records import decode_record
+from magik_proto.rpc import MAX_FRAME
+from magik_proto.wire import SignedMessage, encode_message
+from trio_quic import Connection, DatagramSocket, Endpoint, Limits, Stream, open_endpoint, open_udp_socket
 
-_RESERVED = ("/magik/mesh/", "/magik/relay/")
+_RESERVED = ("/magik/mesh/", "/magik/relay/", "/magik/dht/")
 # Bytes of the buffers of a port that only sends probes.
 _SIDE_BUFFER = 4096
 
@@ -79,6 +87,7 @@ class Node:
         self._roster = Roster(config.limits.events)
         self._pubsub = PubSub(self.id, clock, config, self.stats, log)
         self._presence = self._make_presence()
+        self._briefs = self._make_briefs()
         self._connections = self._make_connections()
         self._relaying = Relaying(
             config=config,
@@ -96,6 +105,7 @@ class Node:
         self._dialer = Dialer(
             config, clock, endpoint, self._connections, self._relaying, admission(config, clock), log
         )
+        self._table = HashTable(config, clock, nursery, self._presence, self._links, self._briefs, log)
 
     # -- calls
 
@@ -155,11 +165,54 @@ class Node:
         """The connection with `peer`, made first if there is none."""
         if peer == self.id:
             raise PeerUnreachable(peer, "it is this node itself")
-        await self._dialer.reach(peer)
+        try:
+            await self._dialer.reach(peer)
+        except PeerUnreachable:
+            if not await self._find(peer):
+                raise
+            await self._dialer.reach(peer)
         link = self._links.get(peer)
         if link is None:
             raise PeerUnreachable(peer, "the connection was lost again")
         return link
+
+    # -- the hash table
+
+    async def find_peer(self, peer: PeerId) -> tuple[Address, ...]:
+        """Where `peer` is, the best address first, asking the fabric's hash table; nothing if nobody knows.
+
+        `call` does so by itself for a peer of which no address is known.
+        """
+        return await self._table.find_peer(peer)
+
+    async def put(self, record: SignedMessage) -> PutDone:
+        """Have a signed record of one of the hash table's kinds kept by the machines nearest to its key.
+
+        It has to be put again, newly signed, before its life ends. Says how many keep it (none, perhaps),
+        and for which reasons others do not.
+        """
+        return await self._table.put(encode_message(record))
+
+    async def records(self, kind: str, key: bytes) -> tuple[SignedMessage, ...]:
+        """The living records of a kind under a 32-byte key, one of each signer, in the order of signers.
+
+        All are genuine, and of whom may have such; none need be the newest, and some may be missing.
+        """
+        return tuple(decode_record(data) for data in await self._table.records(kind, key))
+
+    async def closest(self, key: bytes) -> tuple[PeerId, ...]:
+        """The machines nearest to a 32-byte position, nearest first, at most 20, this one left out."""
+        return await self._table.closest(key)
+
+    def size_estimate(self) -> int:
+        """About how many machines the fabric has, this one included."""
+        return max(len(self._links) + 1, self._table.machine.size_estimate())
+
+    async def _find(self, peer: PeerId) -> bool:
+        """Whether the hash table knows an address of a peer that we know none of."""
+        if self._presence.directory.addresses(peer):
+            return False
+        return bool(await self._table.find_peer(peer))
 
     # -- topics
 
@@ -243,14 +296,16 @@ class Node:
         self._handlers[codes.GOSSIP] = self._pubsub.read_frames
         self._handlers[codes.PEERS] = self._on_exchange
         self._handlers.update(self._relaying.handlers)
+        self._handlers.update(self._table_handlers())
         self._pubsub.subscribe(codes.PRESENCE_TOPIC, self._presence.judge)
         now = self._clock.now()
         for peer in self._config.bootstrap:
             self._presence.directory.configure(peer.peer, (peer.host, peer.port), now)
             self._connections.plan.want(peer.peer, now, permanent=True)
-        tasks = (self._pubsub.run, self._accept, self._dialer.run, self._exchange, self._renew)
+        tasks = (self._pubsub.run, self._accept, self._dialer.run, self._exchange, self._renew, self._tidy)
         for task in (*tasks, self._relaying.run):
             self._nursery.start_soon(task)
+        self._nursery.start_soon(self._table.run, self._roster)
 
     def stop(self) -> None:
         """Say goodbye and end all tasks."""
@@ -291,8 +346,15 @@ class Node:
     async def _renew(self) -> None:
         while True:
             await trio.sleep(self._config.timings.presence * (0.75 + unit_random(self._clock) / 2))
-            self._announce(self._presence.renew())
+            record = self._presence.renew()
+            self._announce(record)
+            self._table.announce(record)
             self._presence.expire()
+
+    async def _tidy(self) -> None:
+        while True:
+            await trio.sleep(self._config.timings.brief_idle / 2)
+            self._briefs.tidy()
 
     def _announce(self, record: bytes) -> None:
         self._pubsub.publish(codes.PRESENCE_TOPIC, record)
@@ -315,11 +377,33 @@ class Node:
             on_news=lambda: self._dialer.wake(),
         )
 
+    def _table_handlers(self) -> dict[str, Handler]:
+        return {FIND: self._on_find, STORE: self._on_store}
+
+    # Looked up when they are called: the table is made after those who serve it.
+
+    async def _on_find(self, call: Call) -> Any:
+        return await self._table.on_find(call)
+
+    async def _on_store(self, call: Call) -> Any:
+        return await self._table.on_store(call)
+
+    def _make_briefs(self) -> Briefs:
+        async def dial(peer: PeerId, addresses: Sequence[Address], seconds: float) -> Connection[Admitted]:
+            return await self._dialer.connect(peer, addresses, seconds)
+
+        return Briefs(
+            self._config, self._clock, self._make_server(self._table_handlers(), MAX_TABLE_FRAME), dial
+        )
+
+    def _make_server(self, handlers: Mapping[str, Handler], most: int = MAX_FRAME) -> RpcServer:
+        config = self._config
+        return RpcServer(
+            handlers, self.stats, self._log, config.timings.header, config.limits.handler_deadline, most
+        )
+
     def _make_connections(self) -> Connections:
         config = self._config
-        server = RpcServer(
-            self._handlers, self.stats, self._log, config.timings.header, config.limits.handler_deadline
-        )
         return Connections(
             config=config,
             clock=self._clock,
@@ -329,7 +413,8 @@ class Node:
             presence=self._presence,
             pubsub=self._pubsub,
             roster=self._roster,
-            server=server,
+            server=self._make_server(self._handlers),
+            briefs=self._briefs,
             stats=self.stats,
             log=self._log,
             wake_dialer=lambda: self._dialer.wake(),
@@ -377,7 +462,7 @@ async def _listen(
         idle_timeout=config.timings.idle_timeout,
         keep_alive=config.timings.keep_alive,
         # Beside those in use: ones that are being dialled, greeted, refused, or replaced.
-        max_connections=2 * config.max_connections + 64,
+        max_connections=2 * config.max_connections + 2 * config.limits.briefs + 64,
     )
     opening = open_endpoint(
         config.host,

@@ -113,7 +113,7 @@ class Presence:
         None if it was no news. Raises `RemoteProtocolError`.
         """
         now, timestamp = self.clock.now(), self.clock.timestamp()
-        record = self.directory.learn(encoded, now, timestamp, self.connected(), self._check_member)
+        record = self.directory.learn(encoded, now, timestamp, self.connected(), self.check_member)
         if record is not None:
             self.plan.want(record.peer, now)
             self.plan.hurry(record.peer, now)
@@ -142,7 +142,8 @@ class Presence:
         """Forget what is too old."""
         self.directory.expire(self.clock.timestamp(), [*self.connected(), *self.plan.wanted()])
 
-    def _check_member(self, record: MachineRecord) -> None:
+    def check_member(self, record: MachineRecord, _: int = 0) -> None:
+        """Return if the record's machine is a member; RemoteProtocolError (``record.member``) if not."""
         try:
             admit(self.config.policy, record.peer, record.member, self.clock)
         except PeerRejected as error:

@@ -23,7 +23,7 @@ from magik_mesh.streams import STREAM_ERRORS, FramedStream, RawStream
 from magik_proto import codec
 from magik_proto.errors import LocalProtocolError, RemoteProtocolError
 from magik_proto.identity import PeerId
-from magik_proto.rpc import Request, Response, encode_frame
+from magik_proto.rpc import MAX_FRAME, Request, Response, encode_frame
 
 
 @frozen
@@ -32,6 +32,7 @@ class Caller:
 
     peer: PeerId
     roles: frozenset[str]
+    address: str = ""  # as ip:port, where its datagrams come from
 
 
 @define
@@ -96,6 +97,7 @@ class Call:
     ) -> None:
         self.peer: PeerId = caller.peer
         self.roles: frozenset[str] = caller.roles
+        self.address: str = caller.address
         self.method: str = request.method
         self.body: Any = request.body
         self.replied = False
@@ -143,14 +145,18 @@ class RpcServer:
     log: FilteringBoundLogger
     header_timeout: float
     longest_deadline: float
+    max_request: int = MAX_FRAME  # bytes of a request: a longer one is malformed
     unlimited: frozenset[str] = field(default=frozenset((codes.GOSSIP,)))
 
-    async def serve(self, raw: RawStream, caller: Caller, slots: Slots) -> None:
-        """Serve one stream from its first byte to its end. Never raises but for cancellation."""
+    async def serve(self, raw: RawStream, caller: Caller, slots: Slots, payload: bytes | None = None) -> None:
+        """Serve one stream from its first byte, or from after a request read as `payload`, to its end.
+
+        Never raises but for cancellation.
+        """
         framed = FramedStream(raw)
         ending: int | None = codes.RESET_CANCELLED
         try:
-            request = await self._read_request(framed)
+            request = await self._read_request(framed) if payload is None else _request_in(payload)
             if request is not None:
                 await self._answer(request, framed, caller, slots)
             ending = None
@@ -167,15 +173,15 @@ class RpcServer:
 
     async def _read_request(self, framed: FramedStream) -> Request | None:
         try:
-            payload = framed.read_frame_nowait()
+            payload = framed.read_frame_nowait(self.max_request)
         except trio.WouldBlock:
             with trio.move_on_after(self.header_timeout) as scope:
-                payload = await framed.read_frame()
+                payload = await framed.read_frame(self.max_request)
             if scope.cancelled_caught:
                 raise RemoteProtocolError(
                     "rpc.slow-header", f"no complete request within {self.header_timeout:g} s"
                 ) from None
-        return None if payload is None else Request.from_value(codec.decode(payload))
+        return None if payload is None else _request_in(payload)
 
     async def _answer(self, request: Request, framed: FramedStream, caller: Caller, slots: Slots) -> None:
         handler = self.handlers.get(request.method)
@@ -249,6 +255,10 @@ class RpcServer:
 
     def _seconds(self, request: Request) -> float:
         return min(self.longest_deadline, request.deadline_ms / 1000)
+
+
+def _request_in(payload: bytes) -> Request:
+    return Request.from_value(codec.decode(payload))
 
 
 async def _send_last(raw: RawStream, data: bytes) -> None:

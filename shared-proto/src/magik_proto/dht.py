@@ -363,7 +363,7 @@ class Dht:
         try:
             judged = self._judge(record, now)
         except RemoteProtocolError as error:
-            raise LocalProtocolError(f"a record that nobody would take: {error}") from error
+            return [PutDone(id, 0, (error.rule,))]  # nobody else would take it either
         placing = Placing(id, record, judged, self._config.replicas)
         until, holders = self._holders.get(judged.key, (0.0, ()))
         if now < until:
