@@ -34,6 +34,11 @@ class Timings:
     backoff_cap: float = 5.0
     forget_after: float = 60.0  # a lost peer that nobody speaks of any more
     exchange: float = 30.0  # peer exchange with one connected peer, chosen at random
+    tend: float = 5.0  # whom to be connected with is thought over, and what is not needed let go
+    spare: float = (
+        60.0  # in a large fabric: a connection that was dialled for a call and is not used is closed
+    )
+    retry_lost: float = 30.0  # one of the machines that were given up is tried again
     presence: float = 60.0  # own record gossiped again (protocol.md: DHT refresh 60 s)
     brief_idle: float = 10.0  # a brief connection (`magik_mesh.briefs`) without calls is closed
     header: float = 10.0  # a request's header must be complete by then
@@ -58,6 +63,7 @@ class MeshLimits:
         1024  # directory: the one unconnected and unheard of for longest goes; none such: not learnt
     )
     peers_per_exchange: int = 64  # records in one hello or exchange: a random choice of them
+    peers_when_large: int = 8  # likewise, where the fabric is larger than a node has connections
     addresses_per_peer: int = 8  # of a record: the rest is not used
     record_bytes: int = 16 << 10  # an encoded MachineRecord: a larger one is refused
     gossip_frames: int = 1024  # outgoing gossip frames queued per peer: the oldest is dropped and counted
@@ -144,6 +150,11 @@ class NodeConfig:
             raise ConfigError("plane must be an ALPN name of 1 to 255 bytes")
         if self.max_connections < 2:
             raise ConfigError(f"max_connections is {self.max_connections}, and must be at least 2")
+        if self.limits.known_peers < 2 * self.max_connections:
+            raise ConfigError(
+                f"limits.known_peers is {self.limits.known_peers}, and must be twice max_connections at least: "
+                "whoever is connected is known, and others have to be as well"
+            )
         if any(peer.peer == self.identity.peer_id for peer in self.bootstrap):
             raise ConfigError(
                 "--bootstrap-peer names this machine itself; name another one, or none for the first"

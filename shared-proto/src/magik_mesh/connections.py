@@ -277,6 +277,10 @@ class Connections:
         self.log.info("peer down", peer=str(peer), reason=reason)
         self.roster.down(peer, reason)
 
+    def let_go(self, link: Link) -> None:
+        """Close a connection that nobody needs."""
+        self._drop(link, codes.CLOSE_DROPPED, "dropped: not needed")
+
     def recheck(self) -> None:
         """Judge all connected peers by the policy as it is now, and part from those that are refused."""
         for link in self.links.all():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from random import Random
@@ -54,9 +55,11 @@ from magik_proto.dht_types import (
 )
 from magik_proto.errors import RemoteProtocolError
 from magik_proto.identity import PeerId
-from magik_proto.kademlia import MAX_ADDRESSES, Contact
+from magik_proto.kademlia import MAX_ADDRESSES, Contact, position
 from trio_quic import Connection
 
+# Random machines that are remembered, so that there are some to choose from: four a minute come. A guess.
+_SAMPLE = 32
 # Searches of one node at once; more wait their turn. A guess.
 _SEARCHES = 32
 
@@ -100,7 +103,7 @@ class HashTable:
         self._dials = trio.CapacityLimiter(max(1, config.limits.briefs // 2))
         self._armed = float("inf")
         self._moved = trio.Event()
-        self.walked: tuple[Contact, ...] = ()  # what the last walk found
+        self.sampled: deque[Contact] = deque(maxlen=_SAMPLE)  # random machines, as walks found them
 
     # -- for the application
 
@@ -131,6 +134,10 @@ class HashTable:
         return done
 
     # -- for the node
+
+    def nearest(self, count: int) -> list[Contact]:
+        """The known machines whose positions are nearest to our own."""
+        return self.machine.table.closest(position(self._config.identity.peer_id), count)
 
     def announce(self, record: bytes) -> None:
         """Put our own record, without waiting for it."""
@@ -164,7 +171,9 @@ class HashTable:
 
     def _answer(self, call: Call, request: Request, addrs: tuple[str, ...]) -> Any:
         self._count += 1
-        source = Contact(call.peer, tuple(dict.fromkeys((call.address, *addrs)))[:MAX_ADDRESSES])
+        if addrs and is_dialable(parse(call.address)):
+            addrs = tuple(dict.fromkeys((call.address, *addrs)))[:MAX_ADDRESSES]
+        source = Contact(call.peer, addrs)
         self._step(RequestReceived(source, self._count, request))
         answer = self._replies.pop(self._count)
         return _value_of(answer)
@@ -190,7 +199,7 @@ class HashTable:
         while True:
             async for event in roster.subscribe():
                 match event:
-                    case PeerUp(info):
+                    case PeerUp(info) if not self._presence.relays_of(info.id):
                         self._step(PeerProved(self._contact(info.id)))
                     case PeerDown(peer, reason) if not reason.startswith("dropped"):
                         self._step(PeerFailed(peer))
@@ -216,7 +225,7 @@ class HashTable:
                 case Joined():
                     self.announce(self._presence.own_record())
                 case Walked(peers):
-                    self.walked = peers
+                    self.sampled.extendleft(peers[:2])
                 case LookedUp(id) | PeerFound(id) | Got(id) | PutDone(id):
                     if (waiting := self._waiting.get(id)) is not None:
                         waiting.result = output
@@ -253,6 +262,11 @@ class HashTable:
         return frames.parse_found(await ask(stream, frames.FIND, body, deadline_ms))
 
     def _own_addresses(self) -> tuple[str, ...]:
+        """Where we can be called back; nowhere if it takes a relay: such a machine uses the table, and nobody
+        else is sent to it.
+        """
+        if self._presence.relays_of(self._config.identity.peer_id):
+            return ()
         return tuple(text_of(address) for address in self._presence.addresses.current())
 
 

@@ -14,6 +14,7 @@ from magik_mesh.clock import Clock
 from magik_mesh.config import NodeConfig
 from magik_mesh.connections import Connections
 from magik_mesh.errors import PeerUnreachable, WrongIdentity
+from magik_mesh.neighbours import Attic
 from magik_mesh.relaying import Relaying
 from magik_mesh.tls import Admitted, peer_id_of
 from magik_proto.identity import PeerId
@@ -28,6 +29,7 @@ class _Dial:
     """One dial under way, for those who wait for it."""
 
     urgent: bool = False  # for a call
+    addresses: tuple[Address, ...] = ()  # beside those in the directory
     done: trio.Event = field(factory=trio.Event)
     stir: trio.Event = field(factory=trio.Event)  # an attempt has ended, or there may be another way to try
     error: PeerUnreachable | None = None
@@ -46,7 +48,22 @@ class Dialer:
     log: FilteringBoundLogger
     _dials: dict[PeerId, _Dial] = field(factory=dict)
     _wake: trio.Event = field(factory=trio.Event)
+    _attic: Attic = field(init=False)
     _told: set[tuple[PeerId, str, PeerId]] = field(factory=set)
+
+    def __attrs_post_init__(self) -> None:
+        self._attic = Attic(self.config.timings.retry_lost)
+
+    def retry_lost(self) -> None:
+        """Try one of those that were given up, if it is time: after a long partition it is the way back."""
+        due = self._attic.take_due(self.clock.now())
+        if due is None:
+            return
+        peer, addresses = due
+        if peer in self.connections.links:
+            self._attic.remove(peer)
+        elif peer not in self._dials and self._room() > 0:
+            self._start(peer, addresses=addresses)
 
     def wake(self) -> None:
         """The plan has changed, or what is known of peers that are being dialled."""
@@ -88,8 +105,8 @@ class Dialer:
     def _is_full(self) -> bool:
         return len(self.connections.links) >= self.config.max_connections
 
-    def _start(self, peer: PeerId, *, urgent: bool = False) -> None:
-        self._dials[peer] = _Dial(urgent)
+    def _start(self, peer: PeerId, *, urgent: bool = False, addresses: tuple[Address, ...] = ()) -> None:
+        self._dials[peer] = _Dial(urgent, addresses)
         self.connections.plan.begin(peer)
         self.connections.nursery.start_soon(self._dial, peer, self._dials[peer])
 
@@ -109,7 +126,7 @@ class Dialer:
     async def _try(self, peer: PeerId, dial: _Dial) -> None:
         timings = self.config.timings
         seconds = timings.redial if self.connections.is_doubtful(peer) else timings.dial
-        connection, way = await self._race(peer, dial, seconds, lambda: self._ways(peer))
+        connection, way = await self._race(peer, dial, seconds, lambda: (*self._ways(peer), *dial.addresses))
         if not isinstance(way, PeerId) and (source := source_towards(way)):
             self.connections.presence.reached_from(source)
         with trio.move_on_after(timings.dial):
@@ -211,9 +228,17 @@ class Dialer:
                 again_in_s=again,
             )
         elif failure.retry_in is None:
-            self.log.info("peer forgotten", peer=str(peer), reason=error.reason)
+            self._give_up(peer, error)
         else:
             self.log.debug("dial failed", peer=str(peer), reason=error.reason, again_in_s=failure.retry_in)
+
+    def _give_up(self, peer: PeerId, error: PeerUnreachable) -> None:
+        """Not in the plan any more: into the attic, if it was ever there."""
+        if peer in self._attic:
+            return
+        self.log.info("peer forgotten", peer=str(peer), reason=error.reason)
+        if addresses := self.connections.presence.directory.addresses(peer):
+            self._attic.put(peer, addresses, self.clock.now())
 
     def _wrong_identity(self, error: WrongIdentity, *, bootstrap: bool) -> None:
         """Say it once for each combination: it does not change by itself."""

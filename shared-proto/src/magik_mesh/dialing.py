@@ -2,7 +2,8 @@
 
 Every peer that is wanted and has no connection is due at some time. A dial that fails puts it off by
 exponential back-off with jitter; a peer that has been away for `forget_after` seconds and was not heard of
-meanwhile is forgotten. Bootstrap peers are never forgotten.
+meanwhile is forgotten. Bootstrap peers are never forgotten. In a large fabric the plan is narrowed to chosen
+peers (`DialPlan.narrow`): others are dialled only once, right after their connection was lost.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ class _Wanted:
     attempts: int = 0
     dialing: bool = False
     linked: bool = False
+    lost: bool = False  # silently, and not dialled since: the dial that decides is due
 
 
 @define
@@ -54,9 +56,29 @@ class DialPlan:
     timings: Timings
     _random: Callable[[], float]
     _peers: dict[PeerId, _Wanted] = field(factory=dict)
+    _only: frozenset[PeerId] | None = None  # None: everybody
+
+    def narrow(self, only: frozenset[PeerId] | None, now: float) -> None:
+        """Dial these and no others from now on; None: everybody that is heard of."""
+        self._only = only
+        if only is None:
+            return
+        for peer in sorted(only):
+            self.want(peer, now)
+        for peer, wanted in list(self._peers.items()):
+            spare = not (wanted.permanent or wanted.linked or wanted.dialing or wanted.lost)
+            if spare and peer not in only:
+                del self._peers[peer]
+
+    def _is_chosen(self, peer: PeerId) -> bool:
+        return self._only is None or peer in self._only
 
     def want(self, peer: PeerId, now: float, *, permanent: bool = False) -> None:
         """`peer` exists (a record was heard, or it is a bootstrap peer). Due at once if it is new."""
+        if permanent or peer in self._peers or self._is_chosen(peer):
+            self._note(peer, now, permanent=permanent)
+
+    def _note(self, peer: PeerId, now: float, *, permanent: bool = False) -> None:
         wanted = self._peers.setdefault(peer, _Wanted(permanent, now, now))
         wanted.permanent |= permanent
         wanted.heard_at = now
@@ -74,11 +96,19 @@ class DialPlan:
 
         Each is being dialled until told otherwise.
         """
-        due = [p for p, w in self._peers.items() if not w.dialing and not w.linked and w.next_at <= now]
+        due = [peer for peer, wanted in self._waiting() if wanted.next_at <= now]
         chosen = sorted(due, key=lambda peer: (self._peers[peer].next_at, peer))[: max(0, room)]
         for peer in chosen:
             self._peers[peer].dialing = True
         return chosen
+
+    def _waiting(self) -> list[tuple[PeerId, _Wanted]]:
+        """Who is to be dialled, now or later."""
+        return [
+            (peer, wanted)
+            for peer, wanted in self._peers.items()
+            if not wanted.dialing and not wanted.linked and (wanted.lost or self._is_chosen(peer))
+        ]
 
     def begin(self, peer: PeerId) -> None:
         """`peer` is being dialled now, due or not."""
@@ -87,13 +117,12 @@ class DialPlan:
 
     def next_due(self) -> float | None:
         """When to call `take_due` again; None when there is nobody to wait for."""
-        waiting = (w.next_at for w in self._peers.values() if not w.dialing and not w.linked)
-        return min(waiting, default=None)
+        return min((wanted.next_at for _, wanted in self._waiting()), default=None)
 
     def linked(self, peer: PeerId, now: float) -> None:
         """There is a connection with `peer`, by whichever side."""
-        self.want(peer, now)
-        self._peers[peer].linked = True
+        self._note(peer, now)
+        self._peers[peer].linked, self._peers[peer].lost = True, False
 
     def lost(self, peer: PeerId, now: float, lasted: float) -> None:
         """The connection is gone after `lasted` seconds: away from now on, and due at once.
@@ -104,7 +133,7 @@ class DialPlan:
         wanted = self._peers.get(peer)
         if wanted is None:
             return
-        wanted.linked, wanted.heard_at = False, now
+        wanted.linked, wanted.heard_at, wanted.lost = False, now, lasted > 0
         wanted.attempts = wanted.attempts + 1 if lasted < self.timings.backoff_cap else 0
         wanted.next_at = now + (
             backoff(wanted.attempts, self.timings, self._random()) if wanted.attempts else 0.0
@@ -121,8 +150,10 @@ class DialPlan:
         if wanted is None:
             return Failure(1, None, worth_logging=False)
         wanted.attempts += 1
+        wanted.lost = False
         power_of_two = wanted.attempts & (wanted.attempts - 1) == 0
-        if not wanted.permanent and now - wanted.heard_at >= self.timings.forget_after:
+        away = now - wanted.heard_at >= self.timings.forget_after
+        if not wanted.permanent and (away or not self._is_chosen(peer)):
             del self._peers[peer]
             return Failure(wanted.attempts, None, worth_logging=True)
         delay = backoff(wanted.attempts, self.timings, self._random())

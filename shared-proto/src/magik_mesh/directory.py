@@ -30,13 +30,14 @@ CLOCK_SKEW = 30_000
 class Known:
     """One machine.
 
-    Addresses are tried in the order: where it last proved itself, said by itself, configured.
+    Addresses are tried in the order: where it last proved itself, said by itself, told by others, configured.
     """
 
     heard_at: float
     record: MachineRecord | None = None
     encoded: bytes = b""
     observed: Address | None = None
+    told: tuple[Address, ...] = ()  # by the hash table
     configured: list[Address] = field(factory=list)
 
 
@@ -101,6 +102,12 @@ class Directory:
         if known is not None:
             known.observed, known.heard_at = address if is_dialable(address) else known.observed, now
 
+    def tell(self, peer: PeerId, addresses: Iterable[Address], now: float, keep: Iterable[PeerId]) -> None:
+        """`peer` was at these addresses when it answered the hash table."""
+        known = self._entry(peer, now, keep)
+        if known is not None:
+            known.told = tuple(addresses)
+
     def misled(self, peer: PeerId, address: Address) -> None:
         """Another machine answered at `address`:
 
@@ -115,7 +122,7 @@ class Directory:
         if known is None:
             return ()
         said = [] if known.record is None else _parsed(known.record.addrs[: self.limits.addresses_per_peer])
-        candidates = [known.observed, *said, *known.configured]
+        candidates = [known.observed, *said, *known.told, *known.configured]
         return tuple(dict.fromkeys(a for a in candidates if a is not None and is_dialable(a)))
 
     def get(self, peer: PeerId) -> Known | None:

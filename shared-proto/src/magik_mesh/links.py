@@ -57,10 +57,12 @@ class LinkTable:
     - Own dials go on until three quarters of it are in use; the rest is for others who need us.
     - At the limit, a peer that has a call to make (in either direction), and a greeting peer that has less
       than half of the three quarters itself, are still taken: the least recently used connection without a
-      call under way makes room. All others are answered "full".
+      call under way makes room, of those that this node did not choose if there are any. All others are
+      answered "full".
     """
 
     maximum: int
+    kept: frozenset[PeerId] = frozenset()  # whom this node chose: the last to make room
     _links: dict[PeerId, Link] = field(factory=dict)
 
     def __len__(self) -> int:
@@ -110,4 +112,4 @@ class LinkTable:
     def spare(self) -> Link | None:
         """What to give up for another: the least recently used without a call under way, if there is one."""
         idle = [link for link in self._links.values() if not link.busy]
-        return min(idle, key=lambda link: link.last_used, default=None)
+        return min(idle, key=lambda link: (link.peer in self.kept, link.last_used), default=None)

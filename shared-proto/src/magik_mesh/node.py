@@ -44,6 +44,7 @@ from magik_mesh.rpc_server import Call, Handler, RpcServer
 from magik_mesh.stats import Stats
 from magik_mesh.streams import STREAM_ERRORS
 from magik_mesh.survey import SideSocket
+from magik_mesh.tending import Tending
 from magik_mesh.tls import Admitted, admission, make_credentials
 from magik_proto.dht_frames import FIND, STORE
 from magik_proto.dht_frames import MAX_FRAME as MAX_TABLE_FRAME
@@ -106,6 +107,7 @@ class Node:
             config, clock, endpoint, self._connections, self._relaying, admission(config, clock), log
         )
         self._table = HashTable(config, clock, nursery, self._presence, self._links, self._briefs, log)
+        self._tending = Tending(config, clock, self._connections, self._dialer, self._briefs, self._table)
 
     # -- calls
 
@@ -302,7 +304,14 @@ class Node:
         for peer in self._config.bootstrap:
             self._presence.directory.configure(peer.peer, (peer.host, peer.port), now)
             self._connections.plan.want(peer.peer, now, permanent=True)
-        tasks = (self._pubsub.run, self._accept, self._dialer.run, self._exchange, self._renew, self._tidy)
+        tasks = (
+            self._pubsub.run,
+            self._accept,
+            self._dialer.run,
+            self._exchange,
+            self._renew,
+            self._tending.run,
+        )
         for task in (*tasks, self._relaying.run):
             self._nursery.start_soon(task)
         self._nursery.start_soon(self._table.run, self._roster)
@@ -351,13 +360,10 @@ class Node:
             self._table.announce(record)
             self._presence.expire()
 
-    async def _tidy(self) -> None:
-        while True:
-            await trio.sleep(self._config.timings.brief_idle / 2)
-            self._briefs.tidy()
-
     def _announce(self, record: bytes) -> None:
-        self._pubsub.publish(codes.PRESENCE_TOPIC, record)
+        """Tell everybody, where that is no flood: in a large fabric the hash table has to do."""
+        if not self._presence.large:
+            self._pubsub.publish(codes.PRESENCE_TOPIC, record)
 
     # -- parts
 

@@ -44,6 +44,7 @@ class Presence:
     connected: Callable[[], Collection[PeerId]]
     announce: Callable[[bytes], None]  # tell the fabric of a record
     on_news: Callable[[], None]  # the dial plan has grown
+    large: bool = False  # the fabric is: few records go into hellos and exchanges
     _relays: tuple[PeerId, ...] = ()  # by whom we can be reached, when not by ourselves
     _record: MachineRecord = field(init=False)
     _encoded: bytes = field(init=False)
@@ -137,6 +138,16 @@ class Presence:
             # would have handed on is held against the sender.
             blame = error.rule.startswith(("codec.", "message.", "signature."))
             return Verdict.REJECT if blame else Verdict.IGNORE
+
+    def relays_of(self, peer: PeerId) -> tuple[PeerId, ...]:
+        """By whom `peer` (this machine too) says that it is reached; nobody if it needs no relay."""
+        known = self.directory.get(peer)
+        record = self._record if peer == self.config.identity.peer_id else known and known.record
+        return (record.relays or ()) if record else ()
+
+    def known_alive(self) -> int:
+        """How many other machines have told of themselves within the life of a record."""
+        return len(self.directory.records(self.clock.timestamp()))
 
     def expire(self) -> None:
         """Forget what is too old."""

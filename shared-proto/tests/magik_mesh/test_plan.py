@@ -252,6 +252,7 @@ class TestRoster:
         ({"advertise": ("10.0.0.1",)}, "10.0.0.1"),
         ({"max_connections": 1}, "max_connections"),
         ({"plane": ""}, "plane"),
+        ({"limits": MeshLimits(known_peers=127)}, "known_peers"),
         ({"bootstrap": bootstrap_to(1)}, "--bootstrap-peer"),
     ],
 )
