@@ -18,7 +18,9 @@ from machineplane.runtime.errors import MALFORMED, PodExists, PodNotFound, PodSp
 from machineplane.runtime.execs import ExecRequest, open_exec
 from machineplane.runtime.forward import open_connection
 from machineplane.runtime.helper import connected
+from machineplane.runtime.image_gc import collect_images
 from machineplane.runtime.images import ImageStore
+from machineplane.runtime.images.collector import Collector
 from machineplane.runtime.images.make import ensure_pause
 from machineplane.runtime.images.peers import Peers
 from machineplane.runtime.images.registry.settings import RegistrySettings, load_settings
@@ -44,6 +46,10 @@ class Runtime:
     def images(self) -> ImageStore:
         """The machine's images. Synchronous: call it in a thread."""
         return self._services.images
+
+    def images_in_use(self) -> frozenset[str]:
+        """Digests of the manifests that containers of the pods here were made of."""
+        return frozenset(c.image_id for pod in self.pods() for c in pod.containers if c.image_id)
 
     def join_peers(self, peers: Peers) -> None:
         """From now on, ask other machines for images as well."""
@@ -312,5 +318,9 @@ async def open_runtime(
         )
         runtime = Runtime(services, nursery)
         runtime.adopt()
+        collector = Collector(
+            store=images, settings=settings.garbage, pinned=frozenset((config.pause_image,))
+        )
+        nursery.start_soon(collect_images, collector, runtime.images_in_use)
         yield runtime
         nursery.cancel_scope.cancel()

@@ -11,8 +11,10 @@ from typing import BinaryIO
 import click
 import trio
 
+from machineplane.linux.files import replacing
 from machineplane.runtime.images.download import Downloader, Watch
 from machineplane.runtime.images.errors import ImageError
+from machineplane.runtime.images.export import FORMS, OCI_ARCHIVE, OCI_LAYOUT, export_archive, export_layout
 from machineplane.runtime.images.model import ImageInfo
 from machineplane.runtime.images.names import Reference, parse_reference
 from machineplane.runtime.images.peers import NoPeers
@@ -81,6 +83,50 @@ async def _pull(
         downloader = Downloader(store.partials, at_once=settings.at_once, waits=waits)
         puller = Puller(store=store, registries=registries, peers=NoPeers(), downloader=downloader)
         return await puller.pull(reference, Keyring(), watch)
+
+
+@image.command()
+@click.argument("refs", metavar="REF...", nargs=-1, required=True)
+@click.option(
+    "--output",
+    "-o",
+    required=True,
+    help="A file, `-` for stdout, or for oci-layout a directory that is new or empty.",
+)
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(FORMS),
+    default=OCI_ARCHIVE,
+    show_default=True,
+    help="What to write.",
+)
+@_state_dir
+def export(refs: tuple[str, ...], output: str, form: str, state_dir: Path) -> None:
+    """Write images to a file that `image import`, skopeo, podman or (docker-archive) `docker load` can read."""
+    with _told():
+        store = _store(state_dir)
+        if form == OCI_LAYOUT:
+            export_layout(store, refs, Path(output))
+        elif output == "-":
+            _refuse_terminal()
+            export_archive(store, refs, sys.stdout.buffer, form)
+        else:
+            _export_file(store, refs, Path(output), form)
+
+
+def _refuse_terminal() -> None:
+    if sys.stdout.isatty():
+        raise click.UsageError("--output -: an archive is nothing for a terminal: redirect it")
+
+
+def _export_file(store: ImageStore, refs: Sequence[str], path: Path, form: str) -> None:
+    """The file appears when it is whole; what was there before stays until then."""
+    try:
+        with replacing(path, 0o644) as out:
+            export_archive(store, refs, out, form)
+    except OSError as error:
+        raise click.ClickException(f"{path} cannot be written: {error.strerror}") from error
 
 
 @image.command()

@@ -4,12 +4,10 @@
 """
 
 import io
-import os
 import posixpath
 import struct
 import subprocess
 import tarfile
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
@@ -17,6 +15,7 @@ from typing import BinaryIO
 import click
 from attrs import frozen
 
+from machineplane.linux.files import replace_file
 from machineplane.runtime.images.documents import (
     OCI_CONFIG,
     OCI_INDEX,
@@ -62,15 +61,7 @@ def make_image(
     layer = _layer(files, symlinks or {}, directories or {})
     run = {"Entrypoint": list(entrypoint), "Cmd": list(cmd), "Env": list(env)}
     archive = _archive(layer, normalise(ref), run, architecture or machine_architecture())
-    fd, name = tempfile.mkstemp(dir=out.parent, prefix=f".{out.name}.")
-    try:
-        with open(fd, "wb") as file:
-            file.write(archive)
-        os.chmod(name, 0o644)
-        os.replace(name, out)
-    except BaseException:
-        os.unlink(name)
-        raise
+    replace_file(out, archive, 0o644)
 
 
 def pause_image(architecture: str | None = None) -> bytes:

@@ -280,6 +280,12 @@ class ImageStore:
         return freed
 
     @contextmanager
+    def held(self) -> Iterator[None]:
+        """While this lasts no ``prune`` takes anything away."""
+        with writing(self.path), locked(self.path / "gc.lock", shared=True):
+            yield
+
+    @contextmanager
     def _staging(self) -> Iterator[Path]:
         """A private directory on the store's file system that no ``prune`` touches while it is used."""
         with writing(self.path), locked(self.path / "gc.lock", shared=True):  # noqa: SIM117 -- lock first
