@@ -82,6 +82,7 @@ class Connection(Generic[T]):
         self._stalled: dict[Stream, None] = {}
         self._incoming: deque[Stream] = deque()
         self._acceptors = trio.lowlevel.ParkingLot()
+        self._lone = False
         self._called = False
         self._slots_news = trio.Event()
         self._ready = False
@@ -193,6 +194,16 @@ class Connection(Generic[T]):
     def wake(self) -> None:
         """Have what is queued sent soon, together with what else is written until then."""
         self._port.wake(self)
+
+    def wake_whole(self) -> None:
+        """The same for all of a stream: at once if only one thing came in last, of which this must be the answer. With
+        more under way it waits a little for the others.
+        """
+        if self._lone:
+            self._lone = False
+            self.flush(trio.current_time())
+        else:
+            self._port.wake(self)
 
     def stall(self, stream: Stream) -> None:
         """A sender of this stream waits for acknowledgements."""
@@ -313,9 +324,11 @@ class Connection(Generic[T]):
         self._finish(error, self._transmit(trio.current_time()) if proven else [])
 
     def _hand_on_events(self) -> None:
+        heard = 0
         for event in self._core.events():
             match event:
                 case Data():
+                    heard += 1
                     self._stream(event.stream_id).on_data(event.data, event.fin)
                 case Reset(stream_id, code):
                     self._stream(stream_id).on_reset(code)
@@ -325,6 +338,8 @@ class Connection(Generic[T]):
                     self._port.add_cid(cid, self)
                 case CidRetired(cid):
                     self._port.remove_cid(cid)
+        if heard:
+            self._lone = heard == 1
         if not self._ready and self._core.established:
             self._ready = True
             self._port.on_ready(self)

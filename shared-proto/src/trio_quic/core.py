@@ -13,14 +13,13 @@ Where aioquic's habits differ from ours, :class:`~trio_quic.hardened.HardenedCon
 """
 
 from collections.abc import Iterator
+from typing import cast
 
-import attrs
 from aioquic.quic import events as aioquic_events
 from aioquic.quic.connection import (
     QuicConnectionState,
     stream_is_client_initiated,
 )
-from aioquic.quic.stream import QuicStream
 
 from .errors import PeerRejected
 from .interface import (
@@ -37,19 +36,10 @@ from .interface import (
     Termination,
 )
 from .lean import LeanConnection
+from .lean_stream import LeanStream
 from .tls import CertificateCheck, short_reason
 
 _OVER = frozenset({QuicConnectionState.CLOSING, QuicConnectionState.DRAINING, QuicConnectionState.TERMINATED})
-
-
-@attrs.define
-class _Account:
-    """Received bytes of one stream: how many were credited back, and who still cares."""
-
-    stream: QuicStream
-    credited: int = 0
-    drained: bool = False
-    """Nobody reads any more: whatever arrives is credited at once."""
 
 
 class AioquicCore:
@@ -69,8 +59,7 @@ class AioquicCore:
         self._quic = LeanConnection(config, check, original_cid, retry_cid)
         self._limits = config.limits
         self._is_client = original_cid is None
-        self._accounts: dict[int, _Account] = {}
-        self._let_go: set[int] = set()
+        self._accounts: dict[int, LeanStream] = {}
         self._consumed = 0
         self._own_streams = 0
 
@@ -168,15 +157,18 @@ class AioquicCore:
     @property
     def has_events(self) -> bool:
         """Whether ``events`` has any."""
-        return bool(self._quic._events)
+        return bool(self._quic.inbox)
 
     def events(self) -> Iterator[Event]:
         """What has happened since the last call."""
-        while (event := self._quic.next_event()) is not None:
+        inbox = self._quic.inbox
+        while inbox:
+            event = inbox.popleft()
+            if type(event) is Data:
+                if self._arrived(event.stream_id):
+                    yield event
+                continue
             match event:
-                case aioquic_events.StreamDataReceived():
-                    if self._arrived(event.stream_id):
-                        yield Data(event.stream_id, event.data, event.end_stream)
                 case aioquic_events.StreamReset(error_code=code, stream_id=stream_id):
                     if self._arrived(stream_id):
                         self.drain(stream_id)
@@ -228,43 +220,42 @@ class AioquicCore:
 
     def open_stream(self) -> int:
         """A new bidirectional stream's id; the peer learns of it with its first byte, FIN or reset."""
-        stream_id = self._quic.get_next_available_stream_id()
-        self._quic.send_stream_data(stream_id, b"")
+        stream = self._quic.open_stream()
+        stream_id = stream.stream_id or 0
+        self._accounts[stream_id] = stream
         self._own_streams += 1
-        self._account(stream_id)
         return stream_id
 
     def buffered(self, stream_id: int) -> int:
         """Bytes of a stream that were written and not yet acknowledged."""
-        sender = self._accounts[stream_id].stream.sender
+        sender = self._accounts[stream_id].sender
         return int(sender._buffer_stop - sender._buffer_start)
 
     def send(self, stream_id: int, data: bytes, *, fin: bool = False) -> None:
         """Queue bytes of a stream whose sending side is open."""
-        stream = self._accounts[stream_id].stream
+        stream = self._accounts[stream_id]
         stream.sender.write(data, end_stream=fin)
         self._quic.activate(stream)
 
     def reset(self, stream_id: int, code: int) -> None:
         """Abandon our sending side of a stream; what was not yet delivered may be lost."""
-        stream = self._accounts[stream_id].stream
+        stream = self._accounts[stream_id]
         stream.sender.reset(code)
         if stream.sender.reset_pending:
             self._quic.activate(stream)
 
     def stop(self, stream_id: int, code: int) -> None:
         """Ask the peer to send no more on a stream, unless it has sent all."""
-        stream = self._accounts[stream_id].stream
+        stream = self._accounts[stream_id]
         if not stream.receiver.is_finished:
             stream.receiver.stop(code)
             self._quic.activate(stream)
 
     def consumed(self, stream_id: int, count: int) -> bool:
         """The application has read ``count`` bytes. Returns whether the peer is to be told of new credit."""
-        account = self._accounts[stream_id]
-        account.credited += count
-        stream, limit = account.stream, account.credited + self._limits.stream_window
-        news = False
+        stream = self._accounts[stream_id]
+        stream.credited += count
+        limit, news = stream.credited + self._limits.stream_window, False
         if (
             limit - stream.max_stream_data_local >= self._limits.stream_window // 2
             and not stream.receiver.is_finished
@@ -276,41 +267,45 @@ class AioquicCore:
 
     def drain(self, stream_id: int) -> None:
         """Nobody will read this stream: credit what has come and what will come."""
-        account = self._accounts.get(stream_id)
-        if account is not None:
-            account.drained = True
-            self._settle(account)
+        stream = self._accounts.get(stream_id)
+        if stream is not None:
+            stream.drained = True
+            self._settle(stream)
 
     def let_go(self, stream_id: int) -> None:
         """The application is done with a stream; its slot is free when the wire is done with it, too."""
-        self.drain(stream_id)
-        self._let_go.add(stream_id)
-        if stream_id not in self._quic._streams:
-            self._free(stream_id)
+        stream = self._accounts.get(stream_id)
+        if stream is not None:
+            stream.drained = stream.let_go = True
+            self._settle(stream)
+            if stream_id not in self._quic._streams:
+                self._free(stream_id, stream)
 
     def is_let_go(self, stream_id: int) -> bool:
         """Whether the application is done with a stream."""
-        return stream_id in self._let_go
+        stream = self._accounts.get(stream_id)
+        return stream is not None and stream.let_go
 
     # -- accounts
 
-    def _account(self, stream_id: int) -> _Account:
-        account = self._accounts.get(stream_id)
-        if account is None:
-            account = self._accounts[stream_id] = _Account(self._quic._streams[stream_id])
-        return account
+    def _account(self, stream_id: int) -> LeanStream:
+        stream = self._accounts.get(stream_id)
+        if stream is None:
+            stream = self._accounts[stream_id] = cast(LeanStream, self._quic._streams[stream_id])
+        return stream
 
     def _arrived(self, stream_id: int) -> bool:
         """Whether anybody is interested in news of a stream's receiving side."""
-        account = self._account(stream_id)
-        if account.drained:
-            self._settle(account)
-        return not account.drained
+        stream = self._account(stream_id)
+        if stream.drained:
+            self._settle(stream)
+        return not stream.drained
 
-    def _settle(self, account: _Account) -> None:
-        received = account.stream.receiver.highest_offset
-        count, account.credited = received - account.credited, received
-        self._credit(count)
+    def _settle(self, stream: LeanStream) -> None:
+        received = stream.receiver.highest_offset
+        if received != stream.credited:
+            count, stream.credited = received - stream.credited, received
+            self._credit(count)
 
     def _credit(self, count: int) -> bool:
         self._consumed += count
@@ -324,12 +319,13 @@ class AioquicCore:
         """Give slots back of streams that are over on the wire, and that the application has let go of."""
         gone, self._quic.discarded = self._quic.discarded, []
         for stream_id in gone:
-            if stream_id in self._let_go:
-                self._free(stream_id)
+            stream = self._accounts.get(stream_id)
+            if stream is not None and stream.let_go:
+                self._free(stream_id, stream)
 
-    def _free(self, stream_id: int) -> None:
-        self._let_go.discard(stream_id)
-        self._settle(self._accounts.pop(stream_id))
+    def _free(self, stream_id: int, stream: LeanStream) -> None:
+        del self._accounts[stream_id]
+        self._settle(stream)
         if stream_is_client_initiated(stream_id) == self._is_client:
             self._own_streams -= 1
         else:

@@ -18,6 +18,7 @@ Only :mod:`trio_quic.core` uses this. The overridden methods are private ones of
 test in ``tests/trio_quic`` that fails without it.
 """
 
+from collections import deque
 from typing import Any
 
 from aioquic._buffer import Buffer, BufferReadError
@@ -30,7 +31,6 @@ from aioquic.quic.connection import (
 from aioquic.quic.packet import (
     QuicErrorCode,
     QuicFrameType,
-    QuicStreamFrame,
     decode_packet_number,
 )
 from aioquic.quic.recovery import MAX_ACK_RANGES, QuicPacketSpace
@@ -40,6 +40,7 @@ from aioquic.tls import Epoch
 from .hardened import MAX_GAPS
 from .interface import CID_LENGTH, CoreConfig
 from .lean_send import LeanSender
+from .lean_stream import LeanStream, take_in
 from .tls import CertificateCheck
 
 # How long an acknowledgement may wait for company, in seconds. Peers reckon with 25 ms (RFC 9000 §18.2,
@@ -75,6 +76,8 @@ class LeanConnection(LeanSender):
         super().__init__(config, check, original_cid, retry_cid)
         self._everyday_cid = self.host_cid
         self._context: QuicReceiveContext | None = None
+        self.inbox: deque[Any] = self._events
+        """What has happened: aioquic's events, and :class:`~trio_quic.interface.Data` in place of its own."""
 
     # -- receiving
 
@@ -163,7 +166,7 @@ class LeanConnection(LeanSender):
                     self._handle_stream_frame(context, kind, buf)
                 elif kind == _ACK:
                     buf.seek(start + 1)
-                    self._handle_ack_frame(context, kind, buf)
+                    self._take_ack(context, buf)
                 else:
                     rest, _ = self._payload_received(context, payload[start:])
                     return eliciting or rest
@@ -174,6 +177,21 @@ class LeanConnection(LeanSender):
         if not size:
             raise QuicConnectionError(QuicErrorCode.PROTOCOL_VIOLATION, 0, "a packet without frames")
         return eliciting
+
+    def _take_ack(self, context: QuicReceiveContext, buf: Buffer) -> None:
+        """An ACK frame without ECN counts, from behind its type (RFC 9000 §19.3)."""
+        start, loss = buf.tell(), self._loss
+        newest, delay = buf.pull_uint_var(), buf.pull_uint_var()
+        gaps, more = buf.pull_uint_var(), buf.pull_uint_var()
+        seconds = (delay << self._remote_ack_delay_exponent) / 1_000_000
+        if (
+            gaps
+            or more > newest
+            or not loss.on_newest_acked(newest - more, newest, seconds, context.time, self._application())
+        ):
+            buf.seek(start)
+            self._handle_ack_frame(context, _ACK, buf)
+        loss.peer_completed_address_validation = True
 
     def _everyday_context(self, now: float) -> QuicReceiveContext:
         context, path = self._context, self._network_paths[0]
@@ -210,42 +228,52 @@ class LeanConnection(LeanSender):
         return stream
 
     def _handle_stream_frame(self, context: QuicReceiveContext, frame_type: int, buf: Buffer) -> None:
-        start = buf.tell()
         stream_id = buf.pull_uint_var()
-        stream = self._streams.get(stream_id)
-        if stream is None:
-            # New, over, or not allowed.
-            buf.seek(start)
-            try:
-                super()._handle_stream_frame(context, frame_type, buf)
-            except StreamFinishedError:
-                return
-            stream = self._streams.get(stream_id)
-        else:
-            self._take_data(stream, frame_type, buf)
-        if stream is not None and stream.receiver.is_finished:
-            self._discard_if_over(stream)
-
-    def _take_data(self, stream: QuicStream, frame_type: int, buf: Buffer) -> None:
-        """A STREAM frame of a stream that is there, from behind its stream id (RFC 9000 §19.8)."""
-        receiver, limit = stream.receiver, self._local_max_data
         offset = buf.pull_uint_var() if frame_type & _STREAM_OFFSET else 0
         length = buf.pull_uint_var() if frame_type & _STREAM_LENGTH else buf.capacity - buf.tell()
-        end = offset + length
+        data = buf.pull_bytes(length)
+        stream = self._streams.get(stream_id)
+        if stream is None:
+            try:
+                self._assert_stream_can_receive(frame_type, stream_id)
+                stream = self._get_or_create_stream(frame_type, stream_id)
+            except StreamFinishedError:
+                return
+        self._take_data(stream, frame_type, offset, data)
+        if stream.receiver.is_finished:
+            self._discard_if_over(stream)
+
+    def _get_or_create_stream(self, frame_type: int, stream_id: int) -> QuicStream:
+        """As in aioquic; streams that the peer may open now are made here, without a log line for each."""
+        limit, number = self._local_max_streams_bidi, stream_id >> 2
+        if stream_id & 3 != self._is_client or not limit.used <= number < limit.value:
+            return super()._get_or_create_stream(frame_type, stream_id)
+        for each in range(limit.used, number + 1):  # all before it are open as well (RFC 9000 §2.1)
+            stream = self._streams[each << 2 | self._is_client] = LeanStream(
+                each << 2 | self._is_client,
+                self._local_max_stream_data_bidi_remote,
+                self._remote_max_stream_data_bidi_local,
+            )
+        limit.used = number + 1
+        return stream
+
+    def _take_data(self, stream: QuicStream, frame_type: int, offset: int, data: bytes) -> None:
+        """A STREAM frame of a stream that is there (RFC 9000 §19.8)."""
+        receiver, limit = stream.receiver, self._local_max_data
+        end = offset + len(data)
         used = limit.used + max(0, end - receiver.highest_offset)
         if end > stream.max_stream_data_local or used > limit.value:
             raise QuicConnectionError(
                 QuicErrorCode.FLOW_CONTROL_ERROR, frame_type, "more stream data than the limit allows"
             )
-        frame = QuicStreamFrame(buf.pull_bytes(length), bool(frame_type & _STREAM_FIN), offset)
         try:
-            event = receiver.handle_frame(frame)
+            event = take_in(stream, offset, data, bool(frame_type & _STREAM_FIN))
         except FinalSizeError as exc:
             raise QuicConnectionError(QuicErrorCode.FINAL_SIZE_ERROR, frame_type, str(exc)) from exc
         if event is not None:
-            self._events.append(event)
+            self.inbox.append(event)
         limit.used = used
-        if len(receiver._ranges) > MAX_GAPS:
+        if receiver._buffer and len(receiver._ranges) > MAX_GAPS:
             raise QuicConnectionError(
                 QuicErrorCode.INTERNAL_ERROR, frame_type, "too many gaps in a stream's data"
             )

@@ -15,11 +15,12 @@ from aioquic.quic.packet import (
 )
 from aioquic.quic.packet_builder import QuicDeliveryState, QuicPacketBuilder, QuicSentPacket
 from aioquic.quic.recovery import QuicPacketSpace
-from aioquic.quic.stream import QuicStream, QuicStreamSender
+from aioquic.quic.stream import QuicStream
 from aioquic.tls import Epoch
 
 from .hardened import HardenedConnection
 from .interface import CoreConfig
+from .lean_stream import LeanStream, next_piece, on_delivery
 from .recovery import LeanRecovery
 from .tls import CertificateCheck
 
@@ -63,7 +64,7 @@ class LeanSender(HardenedConnection):
         retry_cid: bytes | None = None,
     ) -> None:
         super().__init__(config, check, original_cid, retry_cid)
-        self._loss = LeanRecovery(
+        self._loss: LeanRecovery = LeanRecovery(
             congestion_control_algorithm=self._configuration.congestion_control_algorithm,
             initial_rtt=self._configuration.initial_rtt,
             max_datagram_size=self._max_datagram_size,
@@ -78,6 +79,7 @@ class LeanSender(HardenedConnection):
         self._limit_news: dict[QuicStream, None] = {}
         self._unacknowledged = 0
         self._cid_news = True
+        self._idle_limit = 0.0
         self._out = Buffer(self._max_datagram_size)
         self._pair: CryptoPair | None = None
         self._space: QuicPacketSpace | None = None
@@ -162,17 +164,40 @@ class LeanSender(HardenedConnection):
         ):
             timer: float | None = super().get_timer()
             return timer
-        space, loss = self._application(), self._loss
+        space, loss, due = self._application(), self._loss, self._close_at
+        assert due is not None
         self._loss_at = space.loss_time
         if self._loss_at is None and space.ack_eliciting_in_flight:
             backoff = loss.get_probe_timeout() * (1 << loss._pto_count)
             self._loss_at = loss._time_of_last_sent_ack_eliciting_packet + backoff
-        due = self._close_at
-        assert due is not None
-        for other in (self._loss_at, space.ack_at, self._pacing_at):
-            if other is not None and other < due:
-                due = other
+        if self._loss_at is not None and self._loss_at < due:
+            due = self._loss_at
+        if space.ack_at is not None and space.ack_at < due:
+            due = space.ack_at
+        if self._pacing_at is not None and self._pacing_at < due:
+            due = self._pacing_at
         return due
+
+    def _idle_timeout(self) -> float:
+        """As in aioquic (RFC 9000 §10.1), with the smaller of both sides' values taken once."""
+        if not self._handshake_confirmed:
+            before: float = super()._idle_timeout()
+            return before
+        if not self._idle_limit:
+            ours, theirs = self._configuration.idle_timeout, self._remote_max_idle_timeout
+            self._idle_limit = ours if theirs is None else min(ours, theirs)
+        return max(self._idle_limit, 3 * self._loss.get_probe_timeout())
+
+    # -- streams
+
+    def open_stream(self) -> LeanStream:
+        """A new stream of ours, which the peer's limit must allow. Without aioquic's log line for each."""
+        stream_id = self._local_next_stream_id_bidi
+        self._local_next_stream_id_bidi = stream_id + 4
+        stream = self._streams[stream_id] = LeanStream(
+            stream_id, self._local_max_stream_data_bidi_local, self._remote_max_stream_data_bidi_remote
+        )
+        return stream
 
     # -- building packets
 
@@ -290,7 +315,7 @@ class LeanSender(HardenedConnection):
             highest + self._remote_max_data - self._remote_max_data_used, stream.max_stream_data_remote
         )
         overhead = 3 + size_uint_var(stream_id) + (size_uint_var(offset) if offset else 0)
-        frame = _next_piece(sender, end - buf.tell() - overhead, allowed)
+        frame = next_piece(sender, end - buf.tell() - overhead, allowed)
         if frame is None:
             if not sender.buffer_is_empty:
                 self._held[stream] = None
@@ -351,21 +376,11 @@ class LeanSender(HardenedConnection):
         self, delivery: QuicDeliveryState, stream: QuicStream, start: int, stop: int, fin: bool
     ) -> None:
         sender = stream.sender
-        if delivery is not _ACKED:
-            sender.on_data_delivery(delivery, start, stop, fin)
-            if not sender.buffer_is_empty:
-                self.activate(stream)
-            return
-        if start == sender._buffer_start and not len(sender._acked) and sender._reset_error_code is None:
-            # In order, as nearly always.
-            sender._buffer_start = stop
-            del sender._buffer[: stop - start]
-            sender._acked_fin = sender._acked_fin or fin
-            sender.is_finished = sender._acked_fin and stop == sender._buffer_fin
-        else:
-            sender.on_data_delivery(delivery, start, stop, fin)
+        on_delivery(sender, delivery, start, stop, fin)
         if sender.is_finished:
             self._discard_if_over(stream)
+        elif delivery is not _ACKED and not sender.buffer_is_empty:
+            self.activate(stream)
 
     def _on_reset_delivery(self, delivery: QuicDeliveryState, stream: QuicStream) -> None:
         stream.sender.on_reset_delivery(delivery)
@@ -405,24 +420,3 @@ class LeanSender(HardenedConnection):
         self, builder: QuicPacketBuilder, space: QuicPacketSpace, stream: QuicStream
     ) -> None:
         pass
-
-
-def _next_piece(sender: QuicStreamSender, room: int, allowed: int) -> tuple[bytes, int, bool] | None:
-    """The (data, offset, fin) of a stream's next frame, or None if credit or data is missing.
-
-    All that waits in one piece goes by a shorter way than aioquic's.
-    """
-    pending = sender._pending
-    if len(pending) == 1:
-        piece = pending[0]
-        start, stop = piece.start, piece.stop
-        if stop <= allowed and stop - start <= room:
-            pending.shift()
-            sender.highest_offset = max(sender.highest_offset, stop)
-            fin = sender._buffer_fin == stop
-            if fin:
-                sender._pending_eof = False
-            base = sender._buffer_start
-            return bytes(sender._buffer[start - base : stop - base]), start, fin
-    frame = sender.get_frame(room, allowed)
-    return None if frame is None else (frame.data, frame.offset, frame.fin)

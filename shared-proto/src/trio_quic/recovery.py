@@ -17,29 +17,41 @@ _LEAST_RTT = 0.001
 class LeanRecovery(QuicPacketRecovery):
     """aioquic's recovery for one connection."""
 
+    _next_sample = float("-inf")
+
     def on_ack_received(
         self, *, ack_rangeset: RangeSet, ack_delay: float, now: float, space: QuicPacketSpace
     ) -> None:
-        """As in aioquic. Acknowledgements that leave a gap go aioquic's own way."""
+        """As in aioquic."""
         newest = ack_rangeset[-1]
-        sent = space.sent_packets
-        first = next(iter(sent), newest.stop)
-        if first < newest.start or newest.stop - 1 < space.largest_acked_packet:
+        if not self.on_newest_acked(newest.start, newest.stop - 1, ack_delay, now, space):
             super().on_ack_received(ack_rangeset=ack_rangeset, ack_delay=ack_delay, now=now, space=space)
-            return
-        space.largest_acked_packet = newest.stop - 1
+
+    def on_newest_acked(
+        self, oldest: int, newest: int, ack_delay: float, now: float, space: QuicPacketSpace
+    ) -> bool:
+        """An acknowledgement of which the newest range is from ``oldest`` to ``newest``. False, having done nothing, if
+        it leaves a gap: that goes aioquic's own way.
+        """
+        sent = space.sent_packets
+        number = next(iter(sent), newest + 1)
+        if number < oldest or newest < space.largest_acked_packet:
+            return False
+        space.largest_acked_packet = newest
         packet, eliciting = None, False
-        while sent and (number := next(iter(sent))) < newest.stop:
+        while number <= newest:
             packet = sent.pop(number)
             eliciting = self._on_acked(packet, space, now) or eliciting
+            number = next(iter(sent), newest + 1)
         if packet is None:
-            return
-        if eliciting and packet.packet_number == newest.stop - 1:
+            return True
+        if eliciting and packet.packet_number == newest and now >= self._next_sample:
             self._on_sample(now - (packet.sent_time or now), min(ack_delay, self.max_ack_delay), now)
         # All packets up to the newest acknowledged one are, so none of them can be lost.
         space.loss_time = None
         if self.peer_completed_address_validation:
             self._pto_count = 0
+        return True
 
     def _on_acked(self, packet: QuicSentPacket, space: QuicPacketSpace, now: float) -> bool:
         if packet.is_ack_eliciting:
@@ -51,7 +63,10 @@ class LeanRecovery(QuicPacketRecovery):
         return packet.is_ack_eliciting
 
     def _on_sample(self, latest: float, delay: float, now: float) -> None:
-        """A new round-trip time (RFC 9002 §5.3), by the formulas of aioquic."""
+        """A new round-trip time (RFC 9002 §5.3), by the formulas of aioquic; one per millisecond will do, which is the
+        least that is reckoned with.
+        """
+        self._next_sample = now + _LEAST_RTT
         raw = max(latest, _LEAST_RTT)
         self._rtt_min = min(self._rtt_min, raw)
         self._rtt_latest = raw - delay if raw > self._rtt_min + delay else raw

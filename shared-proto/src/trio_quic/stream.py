@@ -25,6 +25,9 @@ class Owner(Protocol):
     def wake(self) -> None:
         """Have what was queued in the core sent soon."""
 
+    def wake_whole(self) -> None:
+        """The same, when all of a stream is queued: it need not wait for more."""
+
     def stall(self, stream: "Stream") -> None:
         """A sender waits for acknowledgements: tell the stream of progress."""
 
@@ -227,7 +230,7 @@ class Stream(trio.abc.HalfCloseableStream):
             raise trio.WouldBlock
         self._fin_sent = True
         self._core.send(self._id, data, fin=True)
-        self._owner.wake()
+        self._owner.wake_whole()
 
     async def wait_send_all_might_not_block(self) -> None:
         """Wait until there is room in the send buffer."""

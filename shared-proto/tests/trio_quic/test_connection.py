@@ -137,7 +137,6 @@ async def test_thousands_of_streams_leave_nothing_behind(autojump_clock):
             assert not connection._streams
             assert not connection._core._accounts
             assert not connection._core._quic._streams
-            assert not connection._core._let_go
         nursery.cancel_scope.cancel()
 
 
