@@ -107,7 +107,7 @@ class Briefs:
         serve = partial(self._serve, brief, Caller(admitted.peer, admitted.roles, address))
         try:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(serve, first, payload)
+                nursery.start_soon(_in_scope, serve, first, payload)
                 nursery.start_soon(Workers(connection, serve, nursery).work)
                 await connection.closed.wait()
                 nursery.cancel_scope.cancel()
@@ -132,9 +132,14 @@ class Briefs:
             brief.close(codes.CLOSE_GOODBYE, "goodbye")
 
     async def _serve(
-        self, brief: Brief, caller: Caller, stream: Stream, payload: bytes | None = None
+        self,
+        brief: Brief,
+        caller: Caller,
+        stream: Stream,
+        scope: trio.CancelScope,
+        payload: bytes | None = None,
     ) -> None:
-        await self.server.serve(stream, caller, brief.slots, payload)
+        await self.server.serve(stream, caller, brief.slots, scope, payload)
         brief.last_used = self.clock.now()
 
     async def _open(self, brief: Brief, peer: PeerId, addresses: Sequence[Address]) -> None:
@@ -156,3 +161,11 @@ class Briefs:
             peer = min(idle)[1]
             table.pop(peer).close(codes.CLOSE_DROPPED, "dropped: room was needed for another peer")
         return True
+
+
+async def _in_scope(
+    serve: Callable[[Stream, trio.CancelScope, bytes], Awaitable[None]], stream: Stream, payload: bytes
+) -> None:
+    """Serve one stream as a worker would."""
+    with trio.CancelScope() as scope:
+        await serve(stream, scope, payload)

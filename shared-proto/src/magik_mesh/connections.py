@@ -218,9 +218,9 @@ class Connections:
             self.pubsub.detach(link.peer, link.outbox)
         self._ended(link)
 
-    async def _answer_call(self, link: Link, stream: Stream) -> None:
+    async def _answer_call(self, link: Link, stream: Stream, scope: trio.CancelScope) -> None:
         link.last_used = self.clock.now()
-        await self.server.serve(stream, link.caller, link.slots)
+        await self.server.serve(stream, link.caller, link.slots, scope)
 
     async def _send_gossip(self, link: Link) -> None:
         """Carry the outbox to the peer.

@@ -22,6 +22,7 @@ from structlog.typing import FilteringBoundLogger
 
 from magik_mesh import codes
 from magik_mesh.addresses import Address, OwnAddresses
+from magik_mesh.alarm import Alarm
 from magik_mesh.briefs import Briefs
 from magik_mesh.clock import Clock, SystemClock, unit_random
 from magik_mesh.config import NodeConfig
@@ -39,7 +40,7 @@ from magik_mesh.reach import Reach
 from magik_mesh.relay_socket import SwitchSocket
 from magik_mesh.relaying import Relaying
 from magik_mesh.roster import PeerEvent, PeerInfo, Roster
-from magik_mesh.rpc_client import ReplyStream, ask, calling
+from magik_mesh.rpc_client import ReplyStream, ask_by, calling, milliseconds_until
 from magik_mesh.rpc_server import Call, Handler, RpcServer
 from magik_mesh.stats import Stats
 from magik_mesh.streams import STREAM_ERRORS
@@ -84,6 +85,7 @@ class Node:
         self._nursery = nursery
         self._log = log
         self._handlers: dict[str, Handler] = {}
+        self._alarm = Alarm()
         self._links = LinkTable(config.max_connections)
         self._roster = Roster(config.limits.events)
         self._pubsub = PubSub(self.id, clock, config, self.stats, log)
@@ -126,13 +128,16 @@ class Node:
         `timeout` (s) is for all of it and travels to the handler. Raises `RpcFailed`, `PeerUnreachable` or
         `RpcTimeout`.
         """
-        with trio.move_on_after(timeout) as scope:
+        at = trio.current_time() + timeout
+        try:
             link = self._links.get(peer)
             if link is None:
-                link = await self._reach(peer)
+                with trio.fail_at(at):
+                    link = await self._reach(peer)
             with _Use(link, self.stats, self._clock):
-                return await ask(await _open_stream(link), method, body, _milliseconds(scope))
-        raise RpcTimeout(peer, method, timeout)
+                return await ask_by(self._alarm, at, await _open_stream(link, at), method, body)
+        except trio.TooSlowError:
+            raise RpcTimeout(peer, method, timeout) from None
 
     @asynccontextmanager
     async def open_call(
@@ -157,8 +162,9 @@ class Node:
     ) -> tuple[Any, ReplyStream]:
         link = await self._reach(peer)
         with _Use(link, self.stats, self._clock):
-            stream = await _open_stream(link)
-            opened = await stack.enter_async_context(calling(stream, method, body, _milliseconds(scope)))
+            stream = await _open_stream(link, scope.deadline)
+            milliseconds = milliseconds_until(scope.deadline)
+            opened = await stack.enter_async_context(calling(stream, method, body, milliseconds))
             link.calls += 1
             stack.callback(_give_back, link)
             return opened
@@ -311,6 +317,7 @@ class Node:
             self._exchange,
             self._renew,
             self._tending.run,
+            self._alarm.run,
         )
         for task in (*tasks, self._relaying.run):
             self._nursery.start_soon(task)
@@ -405,7 +412,13 @@ class Node:
     def _make_server(self, handlers: Mapping[str, Handler], most: int = MAX_FRAME) -> RpcServer:
         config = self._config
         return RpcServer(
-            handlers, self.stats, self._log, config.timings.header, config.limits.handler_deadline, most
+            handlers=handlers,
+            alarm=self._alarm,
+            stats=self.stats,
+            log=self._log,
+            header_timeout=config.timings.header,
+            longest_deadline=config.limits.handler_deadline,
+            max_request=most,
         )
 
     def _make_connections(self) -> Connections:
@@ -450,6 +463,7 @@ async def open_node(
         switch = SwitchSocket(socket, config.relay.paths, config.relay.queue)
         stack.callback(switch.close)
         endpoint = await _listen(stack, config, clock, switch)
+        switch.on_arrival = endpoint.take_in
         nursery = await stack.enter_async_context(trio.open_nursery())
         node = Node(config, clock, endpoint, switch, side_socket, nursery, log)
         node.start()
@@ -513,17 +527,16 @@ class _Use:
             raise RpcFailed(codes.MALFORMED, text) from error
 
 
-async def _open_stream(link: Link) -> Stream:
-    """Without a checkpoint where a stream is to be had: the call that follows has one."""
+async def _open_stream(link: Link, at: float) -> Stream:
+    """Without a checkpoint where a stream is to be had, for the call that follows has one; `trio.TooSlowError` when there is
+    none until `at`.
+    """
     try:
         return link.connection.open_stream_nowait()
     except trio.WouldBlock:
-        return await link.connection.open_stream()
+        with trio.fail_at(at):
+            return await link.connection.open_stream()
 
 
 def _give_back(link: Link) -> None:
     link.calls -= 1
-
-
-def _milliseconds(scope: trio.CancelScope) -> int:
-    return max(1, int((scope.deadline - trio.current_time()) * 1000))

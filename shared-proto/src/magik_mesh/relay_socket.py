@@ -82,7 +82,8 @@ class Path:
 class SwitchSocket:
     """A `trio_quic.DatagramSocket` over another one; see the module.
 
-    `on_side` gets datagrams that are no QUIC, with their sender; `on_over` gets paths on which nothing arrives any more.
+    `on_side` gets datagrams that are no QUIC, with their sender; `on_over` gets paths on which nothing arrives any more;
+    `on_arrival` is the endpoint's `take_in`.
     """
 
     def __init__(self, inner: DatagramSocket, max_paths: int, queue: int) -> None:
@@ -92,8 +93,7 @@ class SwitchSocket:
         self._paths: dict[str, Path] = {}
         self._by_direct: dict[Address, Path] = {}
         self._count = 0
-        self._arrived: list[Datagram] = []
-        self._receiving = trio.CancelScope()
+        self.on_arrival: Callable[[list[Datagram]], None] = lambda datagrams: None
         self.on_side: Callable[[bytes, Address], None] = lambda data, source: None
         self.on_over: Callable[[Path], None] = lambda path: None
 
@@ -105,21 +105,10 @@ class SwitchSocket:
         return self._inner.address
 
     async def receive(self) -> list[Datagram]:
-        """What has arrived for QUIC, by the socket or by circuits."""
-        while True:
-            batch: list[Datagram] = []
-            # Left only when the inner socket has given nothing: a batch that it returned cannot be lost.
-            with trio.CancelScope() as self._receiving:
-                if not self._arrived:
-                    batch = await self._inner.receive()
-            if batch:
-                batch = self._sorted(batch)
-            if self._arrived:
-                await trio.lowlevel.checkpoint()
-                batch += self._arrived
-                self._arrived = []
-            if batch:
-                return batch
+        """What has arrived for QUIC by the socket; what circuits bring goes to `on_arrival`."""
+        while not (batch := self._sorted(await self._inner.receive())):
+            pass
+        return batch
 
     def send(self, datagrams: list[Datagram]) -> None:
         """Send each by the socket or by its path."""
@@ -176,8 +165,7 @@ class SwitchSocket:
 
     def arrive(self, path: Path, datagrams: list[bytes]) -> None:
         """A circuit has brought datagrams."""
-        self._arrived += [(data, path.address) for data in datagrams]
-        self._receiving.cancel()
+        self.on_arrival([(data, path.address) for data in datagrams])
 
     def end_circuit(self, path: Path) -> None:
         """The circuit of a path is gone; without a direct way the path is over."""

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import trio
 
 from magik_mesh import codes
+from magik_mesh.alarm import Alarm
 from magik_mesh.errors import RpcFailed
 from magik_mesh.streams import STREAM_ERRORS, FramedStream, RawStream
 from magik_proto import codec
@@ -87,6 +89,24 @@ async def ask(raw: RawStream, method: str, body: Any, deadline_ms: int) -> Any:
             raw.reset(codes.RESET_CANCELLED)
     raw.close_now()
     return answer
+
+
+async def ask_by(alarm: Alarm, at: float, raw: RawStream, method: str, body: Any) -> Any:
+    """`ask` with an answer until `at`, which travels to the handler; else `trio.TooSlowError`."""
+    deadline = alarm.set(at, partial(raw.reset, codes.RESET_CANCELLED))
+    try:
+        return await ask(raw, method, body, milliseconds_until(at))
+    except trio.ClosedResourceError:
+        if deadline.passed:
+            raise trio.TooSlowError from None
+        raise
+    finally:
+        alarm.cancel(deadline)
+
+
+def milliseconds_until(at: float) -> int:
+    """How a deadline travels."""
+    return max(1, int((at - trio.current_time()) * 1000))
 
 
 async def _answer(framed: FramedStream) -> Any:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 import trio
@@ -17,6 +18,7 @@ from attrs import define, field, frozen
 from structlog.typing import FilteringBoundLogger
 
 from magik_mesh import codes
+from magik_mesh.alarm import Alarm, Deadline
 from magik_mesh.errors import CallRefused
 from magik_mesh.stats import Stats
 from magik_mesh.streams import STREAM_ERRORS, FramedStream, RawStream
@@ -93,7 +95,7 @@ class Call:
     """
 
     def __init__(
-        self, caller: Caller, request: Request, framed: FramedStream, scope: trio.CancelScope
+        self, caller: Caller, request: Request, framed: FramedStream, alarm: Alarm, deadline: Deadline
     ) -> None:
         self.peer: PeerId = caller.peer
         self.roles: frozenset[str] = caller.roles
@@ -101,7 +103,8 @@ class Call:
         self.method: str = request.method
         self.body: Any = request.body
         self.replied = False
-        self._scope = scope
+        self._alarm = alarm
+        self._deadline = deadline
         self._framed = framed
         self._stream: CallStream | None = None
 
@@ -122,14 +125,14 @@ class Call:
     @property
     def remaining(self) -> float:
         """Seconds until the caller's deadline; infinite after `reply`, or if the caller named none."""
-        return self._scope.deadline - trio.current_time()
+        return math.inf if self.replied else self._deadline.at - trio.current_time()
 
     async def reply(self, body: Any = None) -> None:
         """Send the answer now and keep the stream. The deadline concerned the answer: it ends here."""
         if self.replied:
             raise RuntimeError(f"{self.method} was already answered")
         self.replied = True
-        self._scope.deadline = math.inf
+        self._alarm.cancel(self._deadline)
         await self._framed.raw.send_all(encode_frame(Response.success(body)))
 
 
@@ -141,6 +144,7 @@ class RpcServer:
     """Serves calls from admitted peers with the node's handlers."""
 
     handlers: Mapping[str, Handler]
+    alarm: Alarm
     stats: Stats
     log: FilteringBoundLogger
     header_timeout: float
@@ -148,17 +152,25 @@ class RpcServer:
     max_request: int = MAX_FRAME  # bytes of a request: a longer one is malformed
     unlimited: frozenset[str] = field(default=frozenset((codes.GOSSIP,)))
 
-    async def serve(self, raw: RawStream, caller: Caller, slots: Slots, payload: bytes | None = None) -> None:
+    async def serve(
+        self,
+        raw: RawStream,
+        caller: Caller,
+        slots: Slots,
+        scope: trio.CancelScope,
+        payload: bytes | None = None,
+    ) -> None:
         """Serve one stream from its first byte, or from after a request read as `payload`, to its end.
 
-        Never raises but for cancellation.
+        Never raises but for cancellation. Has to run in `scope`, which it cancels when the caller has gone or the deadline
+        passed; what was to be said is said when the cancellation comes out of here.
         """
         framed = FramedStream(raw)
         ending: int | None = codes.RESET_CANCELLED
         try:
             request = await self._read_request(framed) if payload is None else _request_in(payload)
             if request is not None:
-                await self._answer(request, framed, caller, slots)
+                await self._answer(request, framed, caller, slots, scope)
             ending = None
             raw.close_now()
         except RemoteProtocolError as error:
@@ -183,34 +195,48 @@ class RpcServer:
                 ) from None
         return None if payload is None else _request_in(payload)
 
-    async def _answer(self, request: Request, framed: FramedStream, caller: Caller, slots: Slots) -> None:
+    async def _answer(
+        self, request: Request, framed: FramedStream, caller: Caller, slots: Slots, scope: trio.CancelScope
+    ) -> None:
         handler = self.handlers.get(request.method)
         if handler is None:
             text = f"this machine has no method {request.method}"
             await _send_last(framed.raw, encode_frame(Response.failure(codes.UNIMPLEMENTED, text)))
         elif request.method in self.unlimited:
-            await self._handle(handler, request, framed, caller)
+            await self._handle(handler, request, framed, caller, scope)
         elif not slots.take():
             self.stats.calls_busy += 1
             text = f"{slots.limit} calls of yours are at work: try again later"
             await _send_last(framed.raw, encode_frame(Response.failure(codes.BUSY, text)))
         else:
             try:
-                await self._handle(handler, request, framed, caller)
+                await self._handle(handler, request, framed, caller, scope)
             finally:
                 slots.give()
 
-    async def _handle(self, handler: Handler, request: Request, framed: FramedStream, caller: Caller) -> None:
+    async def _handle(
+        self,
+        handler: Handler,
+        request: Request,
+        framed: FramedStream,
+        caller: Caller,
+        scope: trio.CancelScope,
+    ) -> None:
         self.stats.calls_served += 1
-        scope = trio.CancelScope(deadline=trio.current_time() + self._seconds(request))
-        call = Call(caller, request, framed, scope)
-        answer = await self._run(handler, call, scope)
+        deadline = self.alarm.set(trio.current_time() + self._seconds(request), scope.cancel)
+        call = Call(caller, request, framed, self.alarm, deadline)
+        try:
+            answer = await self._run(handler, call, framed.raw, scope)
+        finally:
+            self.alarm.cancel(deadline)
         if answer is None:
             framed.raw.reset(codes.RESET_HANDLER)
         elif not call.replied:
             await _send_last(framed.raw, answer)
 
-    async def _run(self, handler: Handler, call: Call, scope: trio.CancelScope) -> bytes | None:
+    async def _run(
+        self, handler: Handler, call: Call, raw: RawStream, scope: trio.CancelScope
+    ) -> bytes | None:
         """The handler's answer as a frame.
 
         None when the stream is to be reset: the caller has gone, or the handler failed after its reply.
@@ -223,17 +249,16 @@ class RpcServer:
             scope.cancel()
 
         answer: bytes | None = None
-        raw = call._framed.raw
         try:
-            with scope:
-                raw.watch(caller_gone)
-                body = await handler(call)
-                answer = b"" if call.replied else encode_frame(Response.success(body))
-            if scope.cancelled_caught:
-                text = f"{call.method} did not finish in time"
-                answer = encode_frame(Response.failure(codes.DEADLINE, text))
-        # Not a plain `except`: when the connection ends, the handler's error and Trio's cancellation come
-        # as one group, of which the cancellation has to go on.
+            raw.watch(caller_gone)
+            body = await handler(call)
+            answer = b"" if call.replied else encode_frame(Response.success(body))
+        # Not plain `except`s: the handler's error and Trio's cancellation may come as one group, of which the
+        # cancellation has to go on.
+        except* trio.Cancelled:
+            if scope.cancel_called and not (gone or call.replied):
+                _cut_short(raw, call.method)
+            raise
         except* Exception as errors:  # noqa: BLE001 - what a handler raises ends its call, never the node
             answer = self._failed(call, errors)
         finally:
@@ -267,6 +292,14 @@ async def _send_last(raw: RawStream, data: bytes) -> None:
         raw.send_last_nowait(data)
     except trio.WouldBlock:
         await raw.send_last(data)
+
+
+def _cut_short(raw: RawStream, method: str) -> None:
+    """Answer that the deadline has passed, and close."""
+    frame = encode_frame(Response.failure(codes.DEADLINE, f"{method} did not finish in time"))
+    with suppress(trio.WouldBlock, *STREAM_ERRORS):
+        raw.send_last_nowait(frame)
+        raw.close_now()
 
 
 def _unwrapped(error: Exception) -> Exception:

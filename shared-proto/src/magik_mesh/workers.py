@@ -22,10 +22,12 @@ MAX_IDLE = 8
 
 @define(eq=False)
 class Workers:
-    """See the module's text. `serve` serves one stream to its end, and raises nothing but cancellation."""
+    """See the module's text. `serve` serves one stream to its end in a scope that it may cancel for that; it raises
+    nothing but cancellation.
+    """
 
     connection: Connection[Admitted]
-    serve: Callable[[Stream], Awaitable[None]]
+    serve: Callable[[Stream, trio.CancelScope], Awaitable[None]]
     nursery: trio.Nursery
     idle: int = 0
 
@@ -33,12 +35,20 @@ class Workers:
         """Serve until the connection ends, or there are idle workers enough."""
         try:
             while self.idle < MAX_IDLE:
-                stream = await self._next()
-                if not self.idle:
-                    self.nursery.start_soon(self.work)
-                await self.serve(stream)
+                with trio.CancelScope() as scope:
+                    await self._work_in(scope)
         except STREAM_ERRORS:
             return
+
+    async def _work_in(self, scope: trio.CancelScope) -> None:
+        """One scope serves for many calls, until it is cancelled for one: a scope for each would cost as much as a switch
+        of tasks.
+        """
+        while self.idle < MAX_IDLE and not scope.cancel_called:
+            stream = await self._next()
+            if not self.idle:
+                self.nursery.start_soon(self.work)
+            await self.serve(stream, scope)
 
     async def _next(self) -> Stream:
         try:

@@ -260,15 +260,18 @@ class Endpoint(Generic[T]):
     async def receive(self) -> None:
         """The endpoint's task: take in what has arrived, a batch at a time."""
         while True:
-            batch = await self._socket.receive()
-            now = trio.current_time()
-            touched: dict[Connection[Any], None] = {}
-            for data, address in batch:
-                connection = self._dispatch(data, address, now)
-                if connection is not None:
-                    touched[connection] = None
-            for connection in touched:
-                connection.digest(now)
+            self.take_in(await self._socket.receive())
+
+    def take_in(self, batch: list[Datagram]) -> None:
+        """Take in datagrams with their senders, as if the socket had received them: for ways beside it."""
+        now = trio.current_time()
+        touched: dict[Connection[Any], None] = {}
+        for data, address in batch:
+            connection = self._dispatch(data, address, now)
+            if connection is not None:
+                touched[connection] = None
+        for connection in touched:
+            connection.digest(now)
 
     def _dispatch(self, data: bytes, address: Address, now: float) -> Connection[Any] | None:
         """Bring a datagram to the connection that it is for, and return that one."""

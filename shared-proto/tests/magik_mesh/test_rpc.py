@@ -9,10 +9,11 @@ import structlog
 import trio
 from attrs import define, field
 from structlog.testing import capture_logs
-from trio.testing import MockClock, memory_stream_pair
+from trio.testing import MemoryReceiveStream, MockClock
 
 from magik_mesh import Call, CallRefused, RpcFailed, Stats, codes
-from magik_mesh.rpc_client import ask, calling
+from magik_mesh.alarm import Alarm
+from magik_mesh.rpc_client import ask, ask_by, calling
 from magik_mesh.rpc_server import Caller, Handler, RpcServer, Slots
 from magik_mesh.streams import FramedStream
 from magik_mesh.testing import identity_of
@@ -28,26 +29,42 @@ CALLER = Caller(identity_of(9).peer_id, frozenset({"run"}))
 class End:
     """One end of an in-memory stream that can be reset, as a QUIC stream can."""
 
-    stream: trio.StapledStream[trio.abc.SendStream, trio.abc.ReceiveStream]
+    incoming: MemoryReceiveStream = field(factory=MemoryReceiveStream)
     other: End | None = None
     broken: int | None = None  # the code with which the other end reset it
     was_reset: int | None = None  # the code with which this end did
+    ended: bool = False
+    closed: bool = False
     _scopes: list[trio.CancelScope] = field(factory=list)
     _on_broken: Callable[[], None] | None = None
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        await trio.lowlevel.checkpoint()
         self._check()
-        await self.stream.send_all(data)
+        assert self.other is not None
+        self.other.incoming.put_data(data)
 
     async def send_eof(self) -> None:
-        await self.stream.send_eof()
+        await trio.lowlevel.checkpoint()
+        self._end()
 
     async def send_last(self, data: bytes) -> None:
         await self.send_all(data)
         await self.send_eof()
 
     def send_last_nowait(self, data: bytes) -> None:
-        raise trio.WouldBlock
+        self._check()
+        assert self.other is not None
+        self.other.incoming.put_data(data)
+        self._end()
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
+        with trio.CancelScope() as scope:
+            self._scopes.append(scope)
+            self._check()
+            return await self.incoming.receive_some(max_bytes)
+        self._check()
+        raise AssertionError("cancelled by nobody")
 
     def receive_nowait(self) -> bytes:
         raise trio.WouldBlock
@@ -57,43 +74,60 @@ class End:
         if on_broken is not None and self.broken is not None:
             on_broken()
 
-    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
-        with trio.CancelScope() as scope:
-            self._scopes.append(scope)
-            self._check()
-            return await self.stream.receive_some(max_bytes)
-        self._check()
-        raise AssertionError("cancelled by nobody")
-
     def reset(self, code: int) -> None:
-        self.was_reset = self.was_reset or code
+        if self.closed:
+            return
+        self.was_reset, self.closed = code, True
+        self._wake()
         assert self.other is not None
         self.other.broken = code
-        for scope in self.other._scopes:
-            scope.cancel()
+        self.other._wake()
         if self.other._on_broken is not None:
             self.other._on_broken()
 
     async def aclose(self) -> None:
-        await self.stream.aclose()
+        self.close_now()
+        await trio.lowlevel.checkpoint()
 
     def close_now(self) -> None:
-        self.stream.send_stream.close()  # type: ignore[attr-defined]
-        self.stream.receive_stream.close()  # type: ignore[attr-defined]
+        if not self.closed:
+            self._end()
+        self.closed = True
+
+    def _end(self) -> None:
+        assert self.other is not None
+        if not self.ended:
+            self.other.incoming.put_eof()
+        self.ended = True
+
+    def _wake(self) -> None:
+        for scope in self._scopes:
+            scope.cancel()
 
     def _check(self) -> None:
+        if self.closed:
+            raise trio.ClosedResourceError
         if self.broken is not None:
             raise StreamReset(self.broken)
 
 
 def pair() -> tuple[End, End]:
-    ours, theirs = (End(stream) for stream in memory_stream_pair())
+    ours, theirs = End(), End()
     ours.other, theirs.other = theirs, ours
     return ours, theirs
 
 
 def server_with(handler: Handler, *, header: float = 10.0) -> RpcServer:
-    return RpcServer({METHOD: handler}, Stats(), structlog.get_logger(), header, 3600.0)
+    return RpcServer({METHOD: handler}, Alarm(), Stats(), structlog.get_logger(), header, 3600.0)
+
+
+async def serve(server: RpcServer, stream: End, slots: Slots | None = None) -> None:
+    """Serve one stream as a worker does."""
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(server.alarm.run)
+        with trio.CancelScope() as scope:
+            await server.serve(stream, CALLER, slots or Slots(64), scope)
+        nursery.cancel_scope.cancel()
 
 
 async def echo(call: Call) -> object:
@@ -105,14 +139,14 @@ async def served(server: RpcServer, data: bytes) -> End:
     ours, theirs = pair()
     await ours.send_all(data)
     await ours.send_eof()
-    await server.serve(theirs, CALLER, Slots(64))
+    await serve(server, theirs)
     return theirs
 
 
 async def outcome(handler: Handler, body: object = None) -> object:
     ours, theirs = pair()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(server_with(handler).serve, theirs, CALLER, Slots(64))
+        nursery.start_soon(serve, server_with(handler), theirs)
         return await ask(ours, METHOD, body, 1000)
 
 
@@ -152,7 +186,7 @@ async def test_a_header_that_never_ends_is_given_up(autojump_clock: MockClock) -
     server = server_with(echo, header=7.0)
     ours, theirs = pair()
     await ours.send_all(b"\x00\x00")
-    await server.serve(theirs, CALLER, Slots(64))
+    await serve(server, theirs)
     assert trio.current_time() == pytest.approx(7.0, abs=0.1)
     assert theirs.was_reset == codes.RESET_MALFORMED
 
@@ -160,7 +194,7 @@ async def test_a_header_that_never_ends_is_given_up(autojump_clock: MockClock) -
 async def test_an_unknown_method() -> None:
     ours, theirs = pair()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(server_with(echo).serve, theirs, CALLER, Slots(64))
+        nursery.start_soon(serve, server_with(echo), theirs)
         with pytest.raises(RpcFailed) as caught:
             await ask(ours, "/test/other/1.0.0", None, 1000)
     assert caught.value.code == "unimplemented"
@@ -220,7 +254,7 @@ async def test_a_reply_lifts_the_deadline(autojump_clock: MockClock) -> None:
 
     ours, theirs = pair()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(server_with(long).serve, theirs, CALLER, Slots(64))
+        nursery.start_soon(serve, server_with(long), theirs)
         async with calling(ours, METHOD, None, 1000) as (answer, stream):
             assert answer == "go"
             assert await stream.receive_some() == b"done"
@@ -239,7 +273,7 @@ async def test_giving_up_cancels_the_handler() -> None:
 
     ours, theirs = pair()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(server_with(hang).serve, theirs, CALLER, Slots(64))
+        nursery.start_soon(serve, server_with(hang), theirs)
         with trio.CancelScope() as scope:
             async with trio.open_nursery() as inner:
                 inner.start_soon(ask, ours, METHOD, None, 60_000)
@@ -261,7 +295,7 @@ async def test_more_calls_than_slots_are_answered_busy_and_slots_come_back() -> 
     async def one() -> None:
         ours, theirs = pair()
         async with trio.open_nursery() as inner:
-            inner.start_soon(server.serve, theirs, CALLER, slots)
+            inner.start_soon(serve, server, theirs, slots)
             try:
                 await ask(ours, METHOD, None, 60_000)
                 answers.append("ok")
@@ -287,7 +321,7 @@ async def test_bytes_right_behind_the_request_reach_the_stream() -> None:
     ours, theirs = pair()
     await ours.send_all(encode_frame(Request(method=METHOD, deadline_ms=1000)) + b"abc")
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(server_with(collect).serve, theirs, CALLER, Slots(64))
+        nursery.start_soon(serve, server_with(collect), theirs)
         await ours.send_all(b"def")
         await ours.send_eof()
         received = b""
@@ -305,7 +339,7 @@ async def test_a_failure_after_the_reply_resets_the_stream() -> None:
 
     ours, theirs = pair()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(server_with(broken).serve, theirs, CALLER, Slots(64))
+        nursery.start_soon(serve, server_with(broken), theirs)
         with pytest.raises(StreamReset):
             async with calling(ours, METHOD, None, 1000) as (_, stream):
                 await stream.receive_some()
@@ -329,3 +363,40 @@ async def test_frames_are_read_in_time_linear_in_their_bytes() -> None:
             assert await framed.read_frame() == b"\x00"
         assert codec.decode(await framed.read_frame() or b"") == bytes(100_000)
         assert await framed.read_frame() is None
+
+
+async def test_an_answer_that_does_not_come_in_time_resets_the_stream(autojump_clock: MockClock) -> None:
+    ours, theirs = pair()
+    alarm = Alarm()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(alarm.run)
+        with pytest.raises(trio.TooSlowError):
+            await ask_by(alarm, trio.current_time() + 3.0, ours, METHOD, None)
+        assert trio.current_time() == pytest.approx(3.0, abs=0.1)
+        assert (ours.was_reset, theirs.broken) == (codes.RESET_CANCELLED, codes.RESET_CANCELLED)
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_stream_closed_here_is_no_timeout() -> None:
+    ours, _ = pair()
+    alarm = Alarm()
+    await ours.aclose()
+    with pytest.raises(trio.ClosedResourceError):
+        await ask_by(alarm, trio.current_time() + 3.0, ours, METHOD, None)
+
+
+async def test_the_deadline_of_a_call_ends_with_the_call(autojump_clock: MockClock) -> None:
+    """Its worker's scope lives on for other calls, and must not be cancelled for one that is over."""
+    server = server_with(echo)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(server.alarm.run)
+        with trio.CancelScope() as scope:
+            for _ in range(2):
+                ours, theirs = pair()
+                async with trio.open_nursery() as inner:
+                    inner.start_soon(server.serve, theirs, CALLER, Slots(64), scope)
+                    assert await ask(ours, METHOD, 1, 1000) == 1
+                await trio.sleep(5.0)
+                ours.reset(1)
+        assert not scope.cancel_called
+        nursery.cancel_scope.cancel()
