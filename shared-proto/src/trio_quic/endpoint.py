@@ -5,16 +5,17 @@ One task receives, one sends what connections have queued, and one minds the tim
 
 import heapq
 import hmac
-from collections import Counter, OrderedDict, deque
+from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from ipaddress import IPv6Address, ip_address
+from ipaddress import ip_address
 from typing import Any, Generic, TypeVar
 
 import attrs
 import trio
 from cryptography import x509
 
+from .census import Census, Guest
 from .connection import Connection
 from .core import AioquicCore
 from .errors import EndpointFull, HandshakeFailed
@@ -92,8 +93,8 @@ class Endpoint(Generic[T]):
         self._tokens: dict[bytes, Connection[Any]] = {}
         self._next_reset = float("-inf")
         self._validation = AddressValidation()
-        self._origins: Counter[str] = Counter()
-        self._origin_of: dict[Connection[Any], str] = {}
+        self._census = Census(config.limits)
+        self._guests: dict[Connection[Any], Guest] = {}
         self._clock: list[tuple[float, int, Connection[Any]]] = []
         self._ticks = 0
         self._alarm = trio.CancelScope()
@@ -209,7 +210,8 @@ class Endpoint(Generic[T]):
         """Forget a connection, but repeat its farewell for a while."""
         if not connection.ready:
             self._unaccepted.discard(connection)
-        self._discount_origin(connection)
+        if (guest := self._guests.pop(connection, None)) is not None:
+            self._census.leave(guest)
         self.note_token(connection.reset_token, b"", connection)
         until = trio.current_time() + FAREWELL_SECONDS
         for cid in self._cids.pop(connection, ()):
@@ -322,11 +324,7 @@ class Endpoint(Generic[T]):
         except InvalidToken:
             self._answer(refusal(data, INVALID_TOKEN), address)
             return None
-        origin = _origin(address)
-        if (
-            self.connections >= self._limits.max_connections
-            or self._origins[origin] >= self._limits.max_per_address
-        ):
+        if self.connections >= self._limits.max_connections or self._census.is_crowded(address):
             self._answer(refusal(data), address)
             return None
         if proof is None and len(self._unaccepted) >= self._limits.retry_above:
@@ -342,32 +340,22 @@ class Endpoint(Generic[T]):
         self, data: bytes, cid: bytes, address: Address, now: float, proof: Proof | None
     ) -> Connection[Any]:
         """The server's side of a new connection."""
+        guest = self._census.enter(address)
         core = self._make_core(
             self._config,
-            self._verify_peer,
+            guest.checked_by(self._verify_peer),
             original_cid=cid if proof is None else proof.original_cid,
             retry_cid=None if proof is None else proof.retry_cid,
         )
         connection = self._start(core, is_client=False, give_up_at=now + self._limits.handshake_timeout)
         self._unaccepted.add(connection)
-        self._count_origin(connection, address)
+        self._guests[connection] = guest
         self.add_cid(cid, connection)
         connection.feed(data, address, now)
         if not connection.is_known():
             # Nobody who knows QUIC sent this: keep nothing of it.
             connection.abandon()
         return connection
-
-    def _count_origin(self, connection: Connection[Any], address: Address) -> None:
-        self._origin_of[connection] = _origin(address)
-        self._origins[_origin(address)] += 1
-
-    def _discount_origin(self, connection: Connection[Any]) -> None:
-        origin = self._origin_of.pop(connection, None)
-        if origin is not None:
-            self._origins[origin] -= 1
-            if not self._origins[origin]:
-                del self._origins[origin]
 
     def _start(self, core: Core, *, is_client: bool, give_up_at: float) -> Connection[Any]:
         connection: Connection[Any] = Connection(
@@ -390,12 +378,6 @@ def _reset_key(credentials: Credentials, address: Address) -> bytes:
     """The same after a restart on the same port, and for nobody else."""
     secret = credentials.private_key.private_bytes_raw()
     return hmac.digest(secret, b"trio_quic stateless reset %d" % address[1], "sha256")
-
-
-def _origin(address: Address) -> str:
-    """What counts as one origin: an IPv4 address, or the /64 that an IPv6 host can pick addresses from at will."""
-    host = ip_address(address[0].partition("%")[0])
-    return host.exploded[:19] if isinstance(host, IPv6Address) and not host.ipv4_mapped else str(host)
 
 
 @asynccontextmanager

@@ -45,6 +45,11 @@ class Limits:
     CONNECTION_REFUSED. Above ``retry_above``, so that nobody is shut out under a borrowed address; a guess that
     lets a fabric live behind one NAT."""
 
+    max_per_identity: int = attrs.field(default=16, validator=validators.ge(1))
+    """Incoming connections whose peers have proven one and the same key. At it, a further one is refused like a
+    certificate (PeerRejected, with the reason). A guess: one is in use; a peer that dials several addresses of ours at
+    once, or restarts within our idle time-out, has a few for a moment."""
+
     max_streams: int = attrs.field(default=128, validator=validators.ge(1))
     """Streams of one connection, for each side that opens. At it, the peer waits by QUIC's own limit, and
     ``open_stream()`` waits. A stream counts until both its directions are over *and* the application let go

@@ -1,5 +1,7 @@
 """Strangers: addresses that are not theirs, floods, and crowds from one place."""
 
+from contextlib import AsyncExitStack
+
 import pytest
 import trio
 import trio_quic_support
@@ -19,7 +21,7 @@ from trio_quic_support import (
     stream_pair,
 )
 
-from trio_quic import HandshakeFailed, Limits, open_endpoint
+from trio_quic import HandshakeFailed, Limits, PeerRejected, open_endpoint
 
 MALLORY = ("10.0.0.66", 666)
 
@@ -163,6 +165,41 @@ async def test_connections_from_one_address_are_bounded_and_others_are_not_touch
         await kept[0].aclose()
         await trio.sleep(1)
         await mallory.connect(BOB)
+
+
+async def test_connections_of_one_identity_are_bounded_and_others_are_not_touched(autojump_clock):
+    """From however many addresses they come."""
+    net = network()
+    own = credentials("mallory")
+    async with (
+        endpoint_on(net, BOB, limits=Limits(max_per_identity=3)) as bob,
+        endpoint_on(net, ALICE) as alice,
+        AsyncExitStack() as stack,
+    ):
+        kept = []
+        for number in range(5):
+            address = (f"10.0.1.{number}", 666)
+            opened = open_endpoint(
+                *address,
+                credentials=own,
+                alpn=ALPN,
+                verify_peer=name_of,
+                socket=net.socket(*address),
+                core=trio_quic_support.CORE,
+            )
+            mallory = await stack.enter_async_context(opened)
+            if number < 3:
+                kept.append(await mallory.connect(BOB))
+                await bob.accept()
+            else:
+                with pytest.raises(PeerRejected, match="3 connections of this identity"):
+                    await mallory.connect(BOB)
+        await alice.connect(BOB)
+        await kept[0].aclose()
+        await trio.sleep(1)
+        await mallory.connect(BOB)
+    assert not bob._census._identities
+    assert not bob._census._origins
 
 
 @pytest.mark.parametrize("victim", [ALICE, BOB])

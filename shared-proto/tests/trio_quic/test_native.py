@@ -49,6 +49,7 @@ ALIKE = [
     test_endpoint.test_random_datagrams_harm_nobody,
     test_hostile.test_every_client_may_be_asked_for_proof,
     test_hostile.test_connections_from_one_address_are_bounded_and_others_are_not_touched,
+    test_hostile.test_connections_of_one_identity_are_bounded_and_others_are_not_touched,
     test_hostile.test_a_forged_reset_harms_nobody_and_answers_die_out,
     test_stream.test_bytes_survive_a_bad_network,
     test_stream.test_unread_streams_that_are_closed_give_their_credit_back,
