@@ -132,8 +132,15 @@ def simulate(session: nox.Session) -> None:
 
 @nox.session
 def fuzz(session: nox.Session) -> None:
-    """Mutated bytes into every decoder, seeded: `nox -s fuzz -- --inputs 1000000 --seed 1`; the last line is JSON."""
+    """Mutated bytes into every decoder, seeded: `nox -s fuzz -- --inputs 1000000 --seed 1`; the last line is JSON.
+
+    `nox -s fuzz -- handshakes`: 10,000 handshakes that must not succeed, against a mesh node; a line of JSON each core.
+    """
     _install_all(session)
+    if session.posargs[:1] == ["handshakes"]:
+        env = {"MAGIK_HANDSHAKES": "10000"}
+        session.run("pytest", "-q", "-s", "shared-proto/tests/magik_mesh/test_handshakes.py", env=env)
+        return
     session.run(
         "python", "shared-proto/fuzz/mutate.py", *(session.posargs or ["--inputs", "1000000", "--seed", "1"])
     )
