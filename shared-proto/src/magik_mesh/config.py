@@ -87,6 +87,9 @@ class RelayLimits:
     )
     circuits: int = 128  # of one relay: more are refused
     circuits_per_peer: int = 16  # of which one machine is an end, at one relay: likewise
+    circuits_per_pair: int = (
+        4  # between the same two, at one relay; and at a machine, from one other: likewise
+    )
     rate: float = 1 << 20  # bytes per second of a circuit, both ways together: who sends more is slowed
     total_rate: float = 8 << 20  # and of all circuits of a relay
     burst: float = 256 << 10  # bytes that may go at once within these rates

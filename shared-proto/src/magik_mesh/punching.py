@@ -80,8 +80,7 @@ class Puncher:
             pause = min(2 * pause, self.config.relay.punch_cap)
 
     async def _try(self, connection: Connection[Admitted], path: Path) -> None:
-        with trio.move_on_after(self.config.timings.dial):
-            await self.survey.seen.wait()  # this end may have come up just now
+        await self.survey.look()
         key = PunchKey(self.clock.random(KEY_BYTES), asked=True)
         body = {"key": key.key, "addrs": self._own()}
         try:
@@ -110,7 +109,9 @@ class Puncher:
             raise CallRefused(codes.RELAY_DIRECT, "no relay is between us")
         if len(self._active) >= MAX_PUNCHES or key.id in self._active:
             raise CallRefused(codes.BUSY, f"this punch, or {MAX_PUNCHES} others, are under way")
-        self.nursery.start_soon(self._ping, _Punch(key, call.peer, path), addresses)
+        punch = self._active[key.id] = _Punch(key, call.peer, path)
+        self.nursery.start_soon(self._ping, punch, addresses)
+        await self.survey.look()
         return {"addrs": self._own()}
 
     def _own(self) -> list[str]:

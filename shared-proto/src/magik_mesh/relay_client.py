@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Awaitable, Callable
 
 import trio
@@ -46,6 +47,7 @@ class RelayClient:
     nursery: trio.Nursery
     log: FilteringBoundLogger
     _held: dict[PeerId, bool] = field(factory=dict)  # relays: whether they have agreed
+    _accepted: Counter[PeerId] = field(factory=Counter)  # circuits to here, by who is at the other end
     _not_before: dict[PeerId, float] = field(factory=dict)
     _changed: trio.Event = field(factory=trio.Event)
 
@@ -109,18 +111,26 @@ class RelayClient:
 
     async def on_accept(self, call: Call) -> None:
         """A relay of ours brings somebody, who proves who it is inside the circuit."""
-        peer_in(call.body)
+        caller = peer_in(call.body)
         if not self._held.get(call.peer):
             raise CallRefused(codes.RELAY_TARGET, "that relay was not asked to relay")
+        if self._accepted[caller] >= self.config.relay.circuits_per_pair:
+            raise CallRefused(
+                codes.RELAY_QUOTA, f"{caller} has {self._accepted[caller]} circuits to here already"
+            )
         try:
             path = self.socket.open_path()
         except PathsFull as error:
             raise CallRefused(codes.RELAY_FULL, str(error)) from error
+        self._accepted[caller] += 1
         try:
             await call.reply()
             await carry(self.socket, path, call.stream)
         finally:
             self.socket.end_circuit(path)
+            self._accepted[caller] -= 1
+            if not self._accepted[caller]:
+                del self._accepted[caller]
 
     @property
     def kept(self) -> tuple[PeerId, ...]:

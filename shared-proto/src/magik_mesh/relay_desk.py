@@ -106,6 +106,9 @@ class Desk:
                 raise CallRefused(
                     codes.RELAY_QUOTA, f"{peer} has {self.limits.circuits_per_peer} circuits here already"
                 )
+        pair = sum({c.caller, c.target} == {caller, target} for c in self._circuits)
+        if pair >= self.limits.circuits_per_pair:
+            raise CallRefused(codes.RELAY_QUOTA, f"{pair} circuits are between these two already")
         circuit = Circuit(caller, target, self.limits, now)
         self._circuits.append(circuit)
         self._ends.update((caller, target))

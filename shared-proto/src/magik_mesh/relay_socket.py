@@ -124,14 +124,15 @@ class SwitchSocket:
     def _sorted(self, batch: list[Datagram]) -> list[Datagram]:
         """The batch without side datagrams, and with virtual senders where a path has its direct way."""
         kept: list[Datagram] = []
-        for data, source in batch:
+        for item in batch:
+            data, source = item
             if data.startswith(MAGIC):
                 self.on_side(data, source)
-            elif (path := self._by_direct.get(source)) is not None:
+            elif self._by_direct and (path := self._by_direct.get(source)) is not None:
                 self._heard(path)
                 kept.append((data, path.address))
             elif not source[0].startswith(PREFIX):
-                kept.append((data, source))
+                kept.append(item)
         return kept
 
     def _heard(self, path: Path) -> None:

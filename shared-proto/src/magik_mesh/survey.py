@@ -13,7 +13,7 @@ from attrs import define, field
 from structlog.typing import FilteringBoundLogger
 
 from magik_mesh import codes
-from magik_mesh.addresses import Address, parse, text_of
+from magik_mesh.addresses import Address, parse, plain_host, text_of
 from magik_mesh.clock import Bits, Clock, unit_random
 from magik_mesh.config import NodeConfig
 from magik_mesh.errors import CallRefused, MeshError
@@ -50,7 +50,6 @@ class Survey:
     reach: Reach = Reach.UNKNOWN
     changed: trio.Event = field(factory=trio.Event)
     observed: tuple[Address, ...] = ()  # where others see us, the latest first
-    seen: trio.Event = field(factory=trio.Event)  # set when there is one
     _answers: int = 0
     _news: trio.Event = field(factory=trio.Event)
     _awaited: dict[bytes, trio.Event] = field(factory=dict)
@@ -97,25 +96,34 @@ class Survey:
     async def _ask(self, peer: PeerId, results: list[ProbeResult]) -> None:
         nonce = self.clock.random(NONCE_BYTES)
         arrived = self._awaited[nonce] = trio.Event()
-        limits = self.config.relay
         try:
-            answer = await self.calls.call(
-                peer, codes.PROBE, {"nonce": nonce}, timeout=self.config.timings.dial
-            )
-            seen = parse(entry(answer, "seen", str))
-            self._seen_at(seen)
-            with trio.move_on_after(limits.probe_wait):
-                await arrived.wait()
-            results.append(ProbeResult(seen, arrived.is_set()))
-        except (MeshError, RemoteProtocolError) as error:
-            self.log.debug("no probe", peer=str(peer), error=str(error))
+            seen = await self._ask_where(peer, nonce)
+            if seen is not None:
+                with trio.move_on_after(self.config.relay.probe_wait):
+                    await arrived.wait()
+                results.append(ProbeResult(seen, arrived.is_set()))
         finally:
             del self._awaited[nonce]
 
-    def _seen_at(self, address: Address) -> None:
-        others = [other for other in self.observed if other != address]
-        self.observed = (address, *others)[: self.config.relay.probers]
-        self.seen.set()
+    async def _ask_where(self, peer: PeerId, nonce: bytes) -> Address | None:
+        """Have `peer` probe, and say where it sees us; None if it does not."""
+        body = {"nonce": nonce}
+        try:
+            answer = await self.calls.call(peer, codes.PROBE, body, timeout=self.config.timings.dial)
+            seen = parse(entry(answer, "seen", str))
+        except (MeshError, RemoteProtocolError) as error:
+            self.log.debug("no probe", peer=str(peer), error=str(error))
+            return None
+        others = [other for other in self.observed if other != seen]
+        self.observed = (seen, *others)[: self.config.relay.probers]
+        return seen
+
+    async def look(self) -> None:
+        """Find out where this machine is seen now, of two peers: a NAT may have changed its mind."""
+        with trio.move_on_after(self.config.relay.probe_wait):
+            async with trio.open_nursery() as nursery:
+                for peer in self._probers()[:2]:
+                    nursery.start_soon(self._ask_where, peer, self.clock.random(NONCE_BYTES))
 
     def hear(self, data: bytes) -> bool:
         """A side datagram has come: whether it is a probe."""
@@ -136,7 +144,7 @@ class Survey:
         if address is None or self.side_socket is None:
             raise CallRefused(codes.RELAY_OFF, "this machine cannot probe")
         self.nursery.start_soon(self._probe, self.side_socket, nonce, address)
-        return {"seen": text_of(address)}
+        return {"seen": text_of((plain_host(address[0]), address[1]))}
 
     async def _probe(self, open_socket: SideSocket, nonce: bytes, address: Address) -> None:
         try:

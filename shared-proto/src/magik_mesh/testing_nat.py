@@ -33,7 +33,7 @@ class Filtering(enum.Enum):
 
 @define(eq=False)
 class Nat:
-    """One router with one outside address. Its mappings last for ever."""
+    """One router with one outside address. Its mappings last until it is told to forget them."""
 
     network: MemoryNetwork
     host: str
@@ -42,6 +42,7 @@ class Nat:
     refused: int = 0  # datagrams that the filter dropped
     _ports: dict[tuple[Address, Address | None], _OutsidePort] = field(factory=dict)
     _next: int = 20_000
+    _restarts: int = 0
 
     def socket(self, host: str, port: int) -> MemorySocket:
         """A socket behind the router."""
@@ -56,9 +57,21 @@ class Nat:
         port.sent_to.add(destination)
         self.network.carry(data, port.address, destination)
 
+    def outside(self) -> Address:
+        """One of the addresses at which the machine is seen."""
+        return next(iter(self._ports.values())).address
+
+    def forget(self) -> None:
+        """Lose all mappings, as by a restart; the outside ports that were in use are used no more."""
+        for port in self._ports.values():
+            self.network.leave(port.address)
+            port.sent_to.clear()
+        self._ports.clear()
+        self._restarts += 1
+
     def _open(self, inside: MemorySocket) -> _OutsidePort:
         """The port that the socket has inside, if it is free, else a new one."""
-        number = inside.address[1]
+        number = inside.address[1] + self._restarts
         if self.mapping is Mapping.EACH or any(p.address[1] == number for p in self._ports.values()):
             self._next += 1
             number = self._next

@@ -56,9 +56,10 @@ class NatFabric:
     ) -> AsyncIterator[Node]:
         """A machine behind a router."""
         nat = self.nats[seed] = Nat(self.memory.network, f"192.0.2.{seed}", mapping, filtering)
-        config = config_of(seed, host=f"172.16.{seed}.2", **changes)
-        socket = nat.socket(config.host, PORT)
-        side = lambda: nat.socket(config.host, next(self._ports))  # noqa: E731
+        own = f"172.16.{seed}.2"
+        config = config_of(seed, **{"host": own, **changes})
+        socket = nat.socket(own, PORT)
+        side = lambda: nat.socket(own, next(self._ports))  # noqa: E731
         async with self.memory.open(config, socket, side) as node:
             node.handle(ECHO, echo)
             node.handle("/test/mirror/1.0.0", mirror)

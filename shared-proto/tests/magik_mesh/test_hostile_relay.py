@@ -14,7 +14,7 @@ from trio.testing import MockClock
 from magik_mesh import Call, MeshError, Node, RelayLimits, RpcFailed, codes
 from magik_mesh.relay_wire import MAGIC, PING, Ping, PunchKey, Unpacker, pack, parse_ping, probe
 from magik_mesh.testing import until
-from magik_mesh.testing_nat import Mapping
+from magik_mesh.testing_nat import Filtering, Mapping
 from magik_proto.identity import PeerId
 
 Meddle = Callable[[bytes], list[bytes]]
@@ -221,6 +221,34 @@ async def test_strangers_get_no_answer_beside_quic(autojump_clock: MockClock) ->
         stranger.send([(data, node.address) for data in (*noise, *mine)])
         await trio.sleep(5)
     assert sent == []
+
+
+async def test_a_punch_under_way_answers_its_own_end_alone(autojump_clock: MockClock) -> None:
+    """Who reads the wire sees the punch's id, but has not its key."""
+    fabric = NatFabric()
+    answers: list[bytes] = []
+
+    def tap(data: bytes, source: tuple[str, int], destination: tuple[str, int]) -> bytes | None:
+        if destination[0] == "203.0.113.9":
+            answers.append(data)
+        return data
+
+    async with (
+        fabric.public(1),
+        fabric.hidden(11, Mapping.EACH) as one,
+        fabric.hidden(12, Mapping.EACH, Filtering.ANY) as other,
+    ):
+        await until(lambda: joined(one, other), 10)
+        fabric.memory.network.tap = tap
+        stranger = fabric.memory.network.socket("203.0.113.9", 9)
+        key = PunchKey(b"k" * 32, asked=True)
+        await one.call(other.id, codes.PUNCH, {"key": key.key, "addrs": []})
+        ping = key.ping(b"12345678")
+        for datagram, answered in ((ping[:-1] + b"?", False), (key.pong(b"12345678"), False), (ping, True)):
+            stranger.send([(datagram, fabric.nats[12].outside())])
+            await trio.sleep(0.2)
+            assert bool(answers) == answered
+        assert one.is_relayed(other.id) and other.is_relayed(one.id)
 
 
 def test_an_end_does_not_take_its_own_words_for_the_others() -> None:

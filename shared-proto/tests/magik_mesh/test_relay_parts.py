@@ -104,6 +104,16 @@ def test_circuits_are_counted_for_each_end_and_in_total() -> None:
     assert desk.open(C, A, 0.0)
 
 
+def test_two_have_a_few_circuits_between_them() -> None:
+    desk = Desk(ME, RelayLimits(circuits_per_pair=2))
+    desk.reserve(A)
+    desk.reserve(B)
+    desk.open(A, B, 0.0)
+    desk.open(B, A, 0.0)
+    assert refusal(desk, A, B) == refusal(desk, B, A) == codes.RELAY_QUOTA
+    assert desk.open(C, A, 0.0)
+
+
 def test_a_circuit_ends_by_bytes_by_silence_and_by_age() -> None:
     limits = RelayLimits(circuit_bytes=1000, circuit_idle=30, circuit_life=100, burst=1e9, rate=1e9)
     desk = Desk(ME, limits)

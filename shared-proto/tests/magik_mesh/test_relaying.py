@@ -7,7 +7,7 @@ import trio
 from relay_support import ECHO, NatFabric, bootstrap, carried, joined
 from trio.testing import MockClock
 
-from magik_mesh import Reach, RelayLimits
+from magik_mesh import MeshError, Reach, RelayLimits
 from magik_mesh.testing import identity_of, until
 from magik_mesh.testing_nat import Filtering, Mapping
 
@@ -200,3 +200,34 @@ async def test_nothing_is_left_when_the_connection_ends(autojump_clock: MockCloc
             await until(lambda: joined(one, other) and carried(relay) == 1, 10)
         await until(lambda: carried(relay) == 0, 5)
         await until(lambda: not one.is_relayed(other.id), 5)
+
+
+@pytest.mark.parametrize("filtering", [Filtering.HOST, Filtering.PORT])
+async def test_where_others_see_a_machine_is_in_its_record_if_it_listens_anywhere(
+    autojump_clock: MockClock, filtering: Filtering
+) -> None:
+    """Both dial each other at once, which opens both NATs: no relay is needed, nor the right verdict of a probe."""
+    fabric = NatFabric()
+    async with (
+        fabric.public(1, relays_for_others=False),
+        fabric.hidden(11, Mapping.SAME, filtering, host="0.0.0.0") as one,
+        fabric.hidden(12, Mapping.SAME, filtering, host="0.0.0.0") as other,
+    ):
+        await until(lambda: joined(one, other), 30)
+        assert await one.call(other.id, ECHO, 1) == 1
+        assert not one.is_relayed(other.id)
+
+
+async def test_a_direct_path_that_dies_is_replaced(autojump_clock: MockClock) -> None:
+    fabric = NatFabric()
+    async with fabric.public(1) as relay, fabric.hidden(11) as one, fabric.hidden(12) as other:
+        await until(lambda: joined(one, other) and not one.is_relayed(other.id), 10)
+        await until(lambda: carried(relay) == 0, 10)
+        for nat in fabric.nats.values():
+            nat.forget()
+        before = relay.stats.circuits_relayed
+        with pytest.raises(MeshError):
+            await one.call(other.id, ECHO, 1, timeout=1)
+        await until(lambda: relay.stats.circuits_relayed > before, 30)
+        await until(lambda: joined(one, other) and not one.is_relayed(other.id), 10)
+        assert await one.call(other.id, ECHO, 2) == 2
