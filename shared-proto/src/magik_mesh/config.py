@@ -58,6 +58,7 @@ class MeshLimits:
 
     calls_per_peer: int = 64  # handlers at work for one peer: the next call is answered "busy"
     briefs: int = 32  # brief connections each way: see `magik_mesh.briefs` for what happens at it
+    unread_answers: int = 32 << 20  # bytes of answers that a peer has not read: a further one becomes "busy"
     dials: int = 8  # parallel dials: others wait their turn
     known_peers: int = (
         1024  # directory: the one unconnected and unheard of for longest goes; none such: not learnt

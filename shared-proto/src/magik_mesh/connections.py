@@ -187,7 +187,7 @@ class Connections:
             connection=connection,
             standing=standing,
             outbox=self.pubsub.attach(peer, connection.is_client, connection.remote_address),
-            slots=Slots(self.config.limits.calls_per_peer),
+            slots=Slots(self.config.limits.calls_per_peer, self.config.limits.unread_answers),
             since=now,
             since_ms=self.clock.timestamp(),
             last_used=now,

@@ -39,10 +39,12 @@ class Caller:
 
 @define
 class Slots:
-    """Bounded concurrency of one peer."""
+    """What one peer may have at work here: so many calls, and so many bytes of answers that it has not read."""
 
     limit: int
+    unread_limit: int = 32 << 20  # see MeshLimits.unread_answers
     used: int = 0
+    unread: int = 0
 
     def take(self) -> bool:
         """A slot, or False when all are in use."""
@@ -54,6 +56,13 @@ class Slots:
     def give(self) -> None:
         """Return a slot."""
         self.used -= 1
+
+    def hold(self, size: int) -> bool:
+        """Room for an answer that waits to be read, or False when too much waits already."""
+        if self.unread + size > self.unread_limit:
+            return False
+        self.unread += size
+        return True
 
 
 class CallStream(trio.abc.HalfCloseableStream):
@@ -203,14 +212,14 @@ class RpcServer:
             text = f"this machine has no method {request.method}"
             await _send_last(framed.raw, encode_frame(Response.failure(codes.UNIMPLEMENTED, text)))
         elif request.method in self.unlimited:
-            await self._handle(handler, request, framed, caller, scope)
+            await self._handle(handler, request, framed, caller, scope, slots)
         elif not slots.take():
             self.stats.calls_busy += 1
             text = f"{slots.limit} calls of yours are at work: try again later"
             await _send_last(framed.raw, encode_frame(Response.failure(codes.BUSY, text)))
         else:
             try:
-                await self._handle(handler, request, framed, caller, scope)
+                await self._handle(handler, request, framed, caller, scope, slots)
             finally:
                 slots.give()
 
@@ -221,18 +230,37 @@ class RpcServer:
         framed: FramedStream,
         caller: Caller,
         scope: trio.CancelScope,
+        slots: Slots,
     ) -> None:
         self.stats.calls_served += 1
         deadline = self.alarm.set(trio.current_time() + self._seconds(request), scope.cancel)
         call = Call(caller, request, framed, self.alarm, deadline)
         try:
             answer = await self._run(handler, call, framed.raw, scope)
+            if answer is None:
+                framed.raw.reset(codes.RESET_HANDLER)
+            elif not call.replied:
+                await self._deliver(framed.raw, answer, slots)
         finally:
+            # Not before the answer is out: a caller that does not read it has its call end all the same.
             self.alarm.cancel(deadline)
-        if answer is None:
-            framed.raw.reset(codes.RESET_HANDLER)
-        elif not call.replied:
-            await _send_last(framed.raw, answer)
+
+    async def _deliver(self, raw: RawStream, answer: bytes, slots: Slots) -> None:
+        """Send the answer. What a peer does not read is kept for it within bounds, and until the call's deadline."""
+        try:
+            raw.send_last_nowait(answer)
+            return
+        except trio.WouldBlock:
+            size = len(answer)
+        if not slots.hold(size):
+            self.stats.calls_busy += 1
+            text = f"{slots.unread} bytes of answers wait for you to read them: try again later"
+            await _send_last(raw, encode_frame(Response.failure(codes.BUSY, text)))
+            return
+        try:
+            await raw.send_last(answer)
+        finally:
+            slots.unread -= size
 
     async def _run(
         self, handler: Handler, call: Call, raw: RawStream, scope: trio.CancelScope

@@ -9,10 +9,15 @@ import pytest
 import trio
 from structlog.testing import capture_logs
 
-from magik_mesh import Call, NodeConfig, PeerUnreachable
+from magik_mesh import Call, Node, NodeConfig, PeerUnreachable, codes
+from magik_mesh.hello import Hello
+from magik_mesh.presence import Presence
+from magik_mesh.rpc_client import ask
 from magik_mesh.testing import EPOCH_MS, MemoryFabric, config_of, identity_of, peers_of
+from magik_mesh.tls import make_credentials
 from magik_proto.invites import RootKey
 from magik_proto.membership import MembershipPolicy
+from trio_quic import Connection, Credentials
 
 HOUR = 3_600_000
 METHOD = "/test/echo/1.0.0"
@@ -50,3 +55,40 @@ async def refused(intruder: NodeConfig, **changes: Any) -> str:
             assert node.stats.calls_served == len(handled) == 0
             assert node._endpoint.connections == 0
     return next(entry["reason"] for entry in logs if entry["event"] == "bootstrap peer does not answer")
+
+
+def raw_credentials(seed: int) -> Credentials:
+    return make_credentials(config_of(seed))
+
+
+class Intruder:
+    """A member that speaks QUIC by hand."""
+
+    def __init__(self, connection: Connection[object]) -> None:
+        self.connection = connection
+
+    async def hello(self, node: Node, presence: bytes) -> None:
+        hello = Hello(7, 0, 0, False, presence, "10.0.0.8:4001", ())
+        stream = await self.connection.open_stream()
+        answer = await ask(stream, codes.HELLO, hello.to_value(), 1000)
+        assert answer["answer"] == "take"
+
+    async def send(self, data: bytes) -> None:
+        stream = await self.connection.open_stream()
+        await stream.send_all(data)
+
+
+def record_of(seed: int, fabric: MemoryFabric) -> bytes:
+    own = fabric.nodes[0]._presence
+    return Presence(
+        config=config_of(seed),
+        clock=own.clock,
+        addresses=own.addresses,
+        directory=own.directory,
+        plan=own.plan,
+        stats=own.stats,
+        log=own.log,
+        connected=tuple,
+        announce=lambda _: None,
+        on_news=lambda: None,
+    ).own_record()

@@ -7,17 +7,16 @@ import random
 import pytest
 import trio
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from mesh_support import Intruder, raw_credentials, record_of
 from structlog.testing import capture_logs
 from trio.testing import MockClock
 
 from magik_mesh import Accept, Call, Judgement, MeshLimits, Node, RpcFailed, SystemClock, codes
-from magik_mesh.hello import Hello
-from magik_mesh.presence import Presence
-from magik_mesh.rpc_client import ask, start_call
+from magik_mesh.rpc_client import start_call
 from magik_mesh.testing import MemoryFabric, config_of, identity_of, memory_fabric, peers_of, until
 from magik_mesh.tls import admission, make_credentials
 from magik_proto.rpc import Request, encode_frame
-from trio_quic import Connection, ConnectionClosed, Credentials, PeerRejected, open_endpoint
+from trio_quic import ConnectionClosed, PeerRejected, open_endpoint
 
 METHOD = "/test/echo/1.0.0"
 
@@ -70,43 +69,6 @@ async def test_busy(autojump_clock: MockClock) -> None:
                 nursery.start_soon(one, a, b)
         assert sorted(answers) == ["busy"] * 3 + ["ok"] * 2
         assert b.stats.calls_busy == 3
-
-
-def raw_credentials(seed: int) -> Credentials:
-    return make_credentials(config_of(seed))
-
-
-class Intruder:
-    """A member that speaks QUIC by hand."""
-
-    def __init__(self, connection: Connection[object]) -> None:
-        self.connection = connection
-
-    async def hello(self, node: Node, presence: bytes) -> None:
-        hello = Hello(7, 0, 0, False, presence, "10.0.0.8:4001", ())
-        stream = await self.connection.open_stream()
-        answer = await ask(stream, codes.HELLO, hello.to_value(), 1000)
-        assert answer["answer"] == "take"
-
-    async def send(self, data: bytes) -> None:
-        stream = await self.connection.open_stream()
-        await stream.send_all(data)
-
-
-def record_of(seed: int, fabric: MemoryFabric) -> bytes:
-    own = fabric.nodes[0]._presence
-    return Presence(
-        config=config_of(seed),
-        clock=own.clock,
-        addresses=own.addresses,
-        directory=own.directory,
-        plan=own.plan,
-        stats=own.stats,
-        log=own.log,
-        connected=tuple,
-        announce=lambda _: None,
-        on_news=lambda: None,
-    ).own_record()
 
 
 @pytest.mark.parametrize("greeted", [False, True])
