@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+from machineplane.runtime.images.make import make_image
+
 BIN = Path(sys.executable).parent
 IMAGE = "localhost/busybox:latest"
 T = TypeVar("T")
@@ -63,6 +65,20 @@ def deployment(
             },
         },
     }
+
+
+def with_image(name: str, image: str, replicas: int = 3, **spec: Any) -> dict[str, Any]:
+    """As ``deployment``, of another image."""
+    wanted = deployment(name, replicas, **spec)
+    wanted["spec"]["template"]["spec"]["containers"][0]["image"] = image
+    return wanted
+
+
+def own_image(path: Path, ref: str, message: str) -> None:
+    """Write a busybox with a file ``message``: its layer is no other test's."""
+    files = {"bin/busybox": (Path("/bin/busybox"), 0o755), "message": (message.encode(), 0o644)}
+    links = {f"bin/{applet}": "busybox" for applet in ("sh", "sleep", "cat")}
+    make_image(path, ref=ref, files=files, symlinks=links, env=["PATH=/bin"])
 
 
 class Lab:

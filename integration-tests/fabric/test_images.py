@@ -3,32 +3,17 @@
 import json
 from pathlib import Path
 
-from lab_support import BIN, Lab, deployment, run, wait_for
-
-from machineplane.runtime.images.make import make_image
+from lab_support import BIN, Lab, own_image, run, wait_for, with_image
 
 STATE = Path("/var/lib/magik-lab/itest")
-
-
-def make(path: Path, ref: str, message: str) -> None:
-    """A busybox of its own, so that no other test has brought its layer."""
-    files = {"bin/busybox": (Path("/bin/busybox"), 0o755), "message": (message.encode(), 0o644)}
-    links = {f"bin/{applet}": "busybox" for applet in ("sh", "sleep", "cat")}
-    make_image(path, ref=ref, files=files, symlinks=links, env=["PATH=/bin"])
 
 
 def image_of(machine: str, *words: str) -> str:
     return run(BIN / "machineplane", "image", *words, "--state-dir", STATE / machine / "state")
 
 
-def with_image(name: str, image: str) -> dict[str, object]:
-    wanted = deployment(name, 3)
-    wanted["spec"]["template"]["spec"]["containers"][0]["image"] = image
-    return wanted
-
-
 def test_an_image_that_one_machine_has_runs_on_all(lab: Lab, tmp_path: Path) -> None:
-    make(tmp_path / "solo.tar", "localhost/solo:1", "solo")
+    own_image(tmp_path / "solo.tar", "localhost/solo:1", "solo")
     said = image_of("m0", "import", str(tmp_path / "solo.tar"))
     digest = said.split()[-1]
     assert "solo" not in image_of("m1", "ls")
@@ -47,7 +32,7 @@ def test_an_image_that_one_machine_has_runs_on_all(lab: Lab, tmp_path: Path) -> 
 
 
 def test_by_digest_also_after_the_first_machine_has_forgotten_it(lab: Lab, tmp_path: Path) -> None:
-    make(tmp_path / "chain.tar", "registry.invalid/chain:1", "chain")
+    own_image(tmp_path / "chain.tar", "registry.invalid/chain:1", "chain")
     digest = image_of("m0", "import", str(tmp_path / "chain.tar")).split()[-1]
     pinned = f"registry.invalid/chain@{digest}"
     lab.apply("m0", with_image("chain", pinned))

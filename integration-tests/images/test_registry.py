@@ -1,75 +1,21 @@
 """`machineplane image pull` against Debian's docker-registry."""
 
 import gzip
-import hashlib
-import json
 import os
 import resource
 import subprocess
 import sys
-import tarfile
 import zlib
 from collections.abc import Callable
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import yaml
 import zstandard
+from debian_registry import push_index, tar
 
 BIN = Path(sys.executable).parent
-TYPES = "application/vnd.oci.image"
 BIG = 128 << 20  # bytes of a layer; far more than the memory that a pull may take
-
-
-def sha(data: bytes) -> str:
-    return "sha256:" + hashlib.sha256(data).hexdigest()
-
-
-def tar(name: str, data: bytes) -> bytes:
-    out = BytesIO()
-    with tarfile.open(fileobj=out, mode="w") as archive:
-        info = tarfile.TarInfo(name)
-        info.size = len(data)
-        archive.addfile(info, BytesIO(data))
-    return out.getvalue()
-
-
-def push(registry: Any, name: str, tag: str, *layers: tuple[bytes, bytes, str]) -> str:
-    """Push an index of an image for this machine and one for another; ``layers`` are (plain, sent, suffix)."""
-    entries = []
-    for architecture in ("riscv64", {"x86_64": "amd64", "aarch64": "arm64"}[os.uname().machine]):
-        config = json.dumps(
-            {
-                "architecture": architecture,
-                "os": "linux",
-                "rootfs": {"type": "layers", "diff_ids": [sha(plain) for plain, _, _ in layers]},
-            }
-        ).encode()
-        blobs = [
-            (config, f"{TYPES}.config.v1+json"),
-            *((b, f"{TYPES}.layer.v1.tar{s}") for _, b, s in layers),
-        ]
-        for data, _ in blobs:
-            registry.push_blob(name, data, sha(data))
-        described = [{"mediaType": kind, "digest": sha(data), "size": len(data)} for data, kind in blobs]
-        kind = f"{TYPES}.manifest.v1+json"
-        manifest = json.dumps(
-            {"schemaVersion": 2, "mediaType": kind, "config": described[0], "layers": described[1:]}
-        ).encode()
-        registry.push_manifest(name, sha(manifest), manifest, kind)
-        entries.append(
-            {
-                "mediaType": kind,
-                "digest": sha(manifest),
-                "size": len(manifest),
-                "platform": {"os": "linux", "architecture": architecture},
-            }
-        )
-    kind = f"{TYPES}.index.v1+json"
-    index = json.dumps({"schemaVersion": 2, "mediaType": kind, "manifests": entries}).encode()
-    registry.push_manifest(name, tag, index, kind)
-    return sha(index)
 
 
 def pull(state: Path, config: Path, *refs: str, check: bool = True) -> "subprocess.CompletedProcess[str]":
@@ -102,7 +48,7 @@ def layers_of(plain: bytes) -> list[tuple[bytes, bytes, str]]:
 
 def test_by_tag_and_by_digest(registry: Callable[..., Any], tmp_path: Path) -> None:
     served = registry()
-    index = push(served, "team/app", "1", *layers_of(tar("first", b"1" * 1000)))
+    index = push_index(served, "team/app", "1", *layers_of(tar("first", b"1" * 1000)))
     state = tmp_path / "state"
     done = pull(state, served.config, f"{served.address}/team/app:1", f"{served.address}/team/app@{index}")
     first, second = done.stdout.splitlines()
@@ -115,7 +61,7 @@ def test_by_tag_and_by_digest(registry: Callable[..., Any], tmp_path: Path) -> N
 
 def test_with_a_password(registry: Callable[..., Any], tmp_path: Path) -> None:
     served = registry("user", "s3cret")
-    push(served, "team/app", "1", *layers_of(tar("first", b"1")))
+    push_index(served, "team/app", "1", *layers_of(tar("first", b"1")))
     state, ref = tmp_path / "state", f"{served.address}/team/app:1"
     refused = pull(state, served.config, ref, check=False)
     assert refused.returncode == 1
@@ -130,7 +76,7 @@ def test_with_a_password(registry: Callable[..., Any], tmp_path: Path) -> None:
 
 def test_a_mirror_stands_in(registry: Callable[..., Any], tmp_path: Path) -> None:
     served = registry()
-    push(served, "library/app", "1", *layers_of(tar("first", b"1")))
+    push_index(served, "library/app", "1", *layers_of(tar("first", b"1")))
     config = tmp_path / "mirror.yaml"
     config.write_text(
         yaml.safe_dump({"registries": {"docker.io": {"mirrors": [f"http://{served.address}"]}}})
@@ -150,9 +96,9 @@ def test_a_large_layer_goes_through_little_memory(registry: Callable[..., Any], 
     """The pull's peak of memory stays far below the layer: nothing holds a blob as a whole."""
     served = registry()
     plain = tar("big", zlib.compress(os.urandom(1 << 20), 0) * (BIG >> 20))
-    push(served, "team/big", "1", (plain, plain, ""))
+    push_index(served, "team/big", "1", (plain, plain, ""))
     small = registry()
-    push(small, "team/small", "1", *layers_of(tar("first", b"1")))
+    push_index(small, "team/small", "1", *layers_of(tar("first", b"1")))
     peaks = []
     for source, name in ((small, "small"), (served, "big")):
         pull(tmp_path / name, source.config, f"{source.address}/team/{name}:1")
