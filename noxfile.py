@@ -17,7 +17,7 @@ nox.options.sessions = ["lint", "typecheck", "tests", "integration"]
 
 ROOT = Path(__file__).parent
 DISTRIBUTIONS = ("shared-proto", "machineplane", "workplane")
-EDITABLE = ("-e", "./shared-proto[trio,native]", "-e", "./machineplane", "-e", "./workplane")
+EDITABLE = ("-e", "./shared-proto[trio,native]", "-e", "./machineplane[wasm]", "-e", "./workplane")
 TESTING = (
     "pytest>=8",
     "pytest-trio>=0.8",

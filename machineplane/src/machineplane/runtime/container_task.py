@@ -21,6 +21,7 @@ from machineplane.runtime.live import LivePod
 from machineplane.runtime.policy import next_backoff, should_restart
 from machineplane.runtime.shim_link import Exit
 from machineplane.runtime.status import ContainerStatus, Termination
+from machineplane.runtime.wasm.config import WASM, as_module
 
 START_ERROR_EXIT = 128
 """The exit code that Kubernetes gives to a container that could not be started."""
@@ -197,6 +198,8 @@ class ContainerTask:
         try:
             await self._write_volumes()
             made = container_bundle(self._spec, self._context(container_id, image, layers, cgroup))
+            if self._book.status.engine == WASM:
+                made = as_module(made, self._spec)
         except MissingReference as error:
             raise CannotStart("CreateContainerConfigError", str(error), retry=REFERENCE_RETRY_S) from error
         except PodSpecError as error:

@@ -1,4 +1,6 @@
-"""Engines: what runs a pod's containers. ``crun`` by libcrun in a shim; ``krun`` (microVMs) is looked for, not yet run."""
+"""Engines: what runs a pod's containers. ``crun`` by libcrun in a shim, ``wasm`` in such containers; ``krun`` (microVMs) is
+looked for, not yet run.
+"""
 
 import ctypes
 import ctypes.util
@@ -12,6 +14,7 @@ from attrs import frozen
 from machineplane.runtime.crun.locate import DEFAULT_PREFIX
 from machineplane.runtime.errors import EngineUnavailable
 from machineplane.runtime.helper import HelperClient
+from machineplane.runtime.wasm.config import WASM, missing_wasmtime
 from machineplane.runtime.zygote_client import ZygoteReport
 
 KVM_DEVICE = "/dev/kvm"
@@ -79,6 +82,31 @@ class CrunEngine:
             raise EngineUnavailable(f"crun: {status.reason}")
         answer = await self._zygote.request("shim", uid=uid, pod_dir=pod_dir, socket=socket)
         return int(answer["pid"])
+
+
+class WasmEngine:
+    """WebAssembly modules: containers of ``crun`` in which wasmtime runs them."""
+
+    name = WASM
+
+    def __init__(self, containers: CrunEngine, missing: Callable[[], str] = missing_wasmtime) -> None:
+        self._containers = containers
+        self._missing = missing
+
+    def check(self) -> EngineStatus:
+        """Whether containers run here, and the package wasmtime is there."""
+        containers, missing = self._containers.check(), self._missing()
+        if containers.available and not missing:
+            return EngineStatus(name=self.name, available=True, reason=containers.reason)
+        why = missing if containers.available else f"it needs crun: {containers.reason}"
+        return EngineStatus(name=self.name, available=False, reason=why)
+
+    async def spawn(self, uid: str, pod_dir: str, socket: str) -> int:
+        """The same helper that any container gets."""
+        status = self.check()
+        if not status.available:
+            raise EngineUnavailable(f"wasm: {status.reason}")
+        return await self._containers.spawn(uid, pod_dir, socket)
 
 
 def load_libkrun() -> str:

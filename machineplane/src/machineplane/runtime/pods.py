@@ -13,7 +13,7 @@ from machineplane.runtime.bundle import check_pod
 from machineplane.runtime.bundle.supported import all_containers, is_sidecar
 from machineplane.runtime.changes import Change, Changes
 from machineplane.runtime.config import RuntimeConfig
-from machineplane.runtime.engine import CrunEngine, Engine, EngineStatus, KrunEngine
+from machineplane.runtime.engine import CrunEngine, Engine, EngineStatus, KrunEngine, WasmEngine
 from machineplane.runtime.errors import MALFORMED, PodExists, PodNotFound, PodSpecError, StopFailed
 from machineplane.runtime.execs import ExecRequest, open_exec
 from machineplane.runtime.forward import open_connection
@@ -304,7 +304,10 @@ async def open_runtime(
         connected(control, "the zygote") as helper,
         trio.open_nursery() as nursery,
     ):
-        engines: dict[str, Engine] = {"crun": CrunEngine(helper, zygote.report), "krun": KrunEngine()}
+        crun = CrunEngine(helper, zygote.report)
+        engines: dict[str, Engine] = {
+            engine.name: engine for engine in (crun, KrunEngine(), WasmEngine(crun))
+        }
         services = Services(
             config=config,
             images=images,

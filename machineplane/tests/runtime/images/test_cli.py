@@ -7,6 +7,7 @@ from click.testing import CliRunner
 
 from machineplane.runtime.images.cli import image
 from machineplane.runtime.images.make import main, make_image
+from machineplane.runtime.images.store import ImageStore
 
 pytestmark = pytest.mark.root
 
@@ -29,6 +30,18 @@ def test_import_list_remove_prune(tmp_path: Path) -> None:
     assert freed.startswith("freed ") and freed != "freed 0 B\n"
     assert (state / "images").is_dir()
     assert len(run(state, "ls").output.splitlines()) == 1
+
+
+def test_a_module_becomes_an_image(tmp_path: Path) -> None:
+    module, state = tmp_path / "app.wasm", tmp_path / "state"
+    module.write_bytes(b"\0asm\x01\0\0\0")
+    nameless = run(state, "import", str(module))
+    assert nameless.exit_code == 1 and "--ref" in nameless.output
+    assert run(state, "import", str(module), "--ref", "localhost/app").exit_code == 0
+    store = ImageStore(state / "images")
+    found = store.resolve("localhost/app")
+    assert found.config.entrypoint == ("/app.wasm",)
+    assert (store.layer_paths(found)[0] / "app.wasm").read_bytes() == module.read_bytes()
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """``machineplane image …``: what is in this machine's image store. Works with and without a running daemon."""
 
+import io
 import random
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -15,6 +16,7 @@ from machineplane.linux.files import replacing
 from machineplane.runtime.images.download import Downloader, Watch
 from machineplane.runtime.images.errors import ImageError
 from machineplane.runtime.images.export import FORMS, OCI_ARCHIVE, OCI_LAYOUT, export_archive, export_layout
+from machineplane.runtime.images.make import module_image
 from machineplane.runtime.images.model import ImageInfo
 from machineplane.runtime.images.names import Reference, parse_reference
 from machineplane.runtime.images.peers import NoPeers
@@ -27,6 +29,7 @@ from machineplane.runtime.images.store import ImageStore
 from machineplane.runtime.images.waits import Waits
 
 _UNITS = ("B", "kB", "MB", "GB", "TB")
+_MODULE_BYTES = 256 << 20  # it is read as a whole; a guess, far above what compilers make
 _SHORT_DIGEST = len("sha256:") + 12
 
 _state_dir: Callable[[Callable[..., None]], Callable[..., None]] = click.option(
@@ -48,9 +51,14 @@ def image() -> None:
 @click.option("--ref", help="The image's name, in place of the one in the archive.")
 @_state_dir
 def import_(file: str, ref: str | None, state_dir: Path) -> None:
-    """Import FILE: an OCI layout directory, an OCI or docker archive (gzip, zstd or plain), or - for stdin."""
+    """Import FILE: an OCI layout directory, an OCI or docker archive (gzip, zstd or plain), or - for stdin.
+
+    A WebAssembly module (with --ref) becomes an image that runs it.
+    """
     source: Path | BinaryIO = sys.stdin.buffer if file == "-" else Path(file)
     with _told():
+        if isinstance(source, Path) and _is_module(source):
+            source = _wrapped(source, ref)
         for info in _store(state_dir).import_file(source, ref):
             click.echo(f"{info.ref} {info.digest}")
 
@@ -156,6 +164,23 @@ def prune(state_dir: Path) -> None:
     """Free the space of images without a name. What running containers have mounted stays."""
     with _told():
         click.echo(f"freed {_size(_store(state_dir).prune())}")
+
+
+def _is_module(path: Path) -> bool:
+    """By the magic number that every module begins with (WebAssembly core specification, 5.5.16)."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(4) == b"\0asm"
+
+
+def _wrapped(path: Path, ref: str | None) -> BinaryIO:
+    if ref is None:
+        raise click.ClickException(f"{path} is a WebAssembly module and has no name in it: give one by --ref")
+    size = path.stat().st_size
+    if size > _MODULE_BYTES:
+        raise click.ClickException(f"{path} has {size} bytes, a module has at most {_MODULE_BYTES}")
+    return io.BytesIO(module_image(path.read_bytes(), ref))
 
 
 def _store(state_dir: Path) -> ImageStore:

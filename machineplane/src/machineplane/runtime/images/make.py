@@ -87,6 +87,13 @@ def ensure_pause(store: ImageStore) -> Image:
     return store.resolve(PAUSE_REF)
 
 
+def module_image(module: bytes, ref: str, architecture: str | None = None) -> bytes:
+    """An OCI archive whose image runs a WebAssembly module (for pods with the engine ``wasm``). Raises ``BadReference``."""
+    layer = _layer({"app.wasm": (module, 0o444)}, {}, {})
+    run = {"Entrypoint": ["/app.wasm"]}
+    return _archive(layer, normalise(ref), run, architecture or machine_architecture())
+
+
 def busybox_image(out: Path, *, binary: Path = Path("/bin/busybox")) -> None:
     """Write Debian's static busybox as an image. Raises ``UnsupportedImage`` if missing or not static."""
     check_static(binary)

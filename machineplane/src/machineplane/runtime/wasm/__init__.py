@@ -1,0 +1,1 @@
+"""WebAssembly modules as containers: `config` makes of a container's configuration one that runs `runner` in it."""
