@@ -37,9 +37,9 @@ def lone_lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
 
 @pytest.fixture(scope="module")
 def hidden_lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    """m0 can be reached; m1 and m2 are behind cone NATs, m3 is behind a symmetric one; each behind its own."""
+    """m0 and m4 can be reached; m1 and m2 are behind cone NATs, m3 is behind a symmetric one; each behind its own."""
     options = ("--nat", "m1,m2", "--nat-symmetric", "m3")
-    yield from start("itestn", 4, tmp_path_factory.mktemp("hidden"), *options)
+    yield from start("itestn", 5, tmp_path_factory.mktemp("hidden"), *options)
 
 
 @pytest.fixture(scope="module")
