@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from attrs import define, field
 
-from magik_mesh.addresses import text_of
+from magik_mesh.addresses import Address, text_of
 from magik_mesh.arbitration import Standing
 from magik_mesh.pubsub import Outbox
 from magik_mesh.rpc_server import Caller, Slots
@@ -27,6 +27,8 @@ class Link:
     last_used: float
     calls: int = 0  # calls of ours that are under way
     ending: str | None = None  # why this side closed it, if it did
+    _caller: Caller | None = None  # as of the following
+    _called_from: tuple[Admitted, Address] | None = None
 
     @property
     def peer(self) -> PeerId:
@@ -36,8 +38,11 @@ class Link:
     @property
     def caller(self) -> Caller:
         """The peer as handlers see it."""
-        address = text_of(self.connection.remote_address or ("0.0.0.0", 1))
-        return Caller(self.admitted.peer, self.admitted.roles, address)
+        address = self.connection.remote_address or ("0.0.0.0", 1)
+        if self._caller is None or self._called_from != (self.admitted, address):
+            self._caller = Caller(self.admitted.peer, self.admitted.roles, text_of(address))
+            self._called_from = self.admitted, address
+        return self._caller
 
     @property
     def busy(self) -> bool:

@@ -46,6 +46,12 @@ def encode(value: Any) -> bytes:
     return write(_Canonical().form(value, 0))
 
 
+def encode_inside(value: Any, depth: int, items: int) -> bytes:
+    """The encoding of a `value` that stands inside `depth` containers, which have `items` items in all beside it: a piece
+    of what `encode` makes of the whole, within the same limits but for the size of the whole."""
+    return write(value if type(value) in _SCALARS else _Canonical(items).form(value, depth))
+
+
 def write(value: Any) -> bytes:
     """The encoding of a `value` that is in canonical form already: maps in order, only the types that
     `encode` takes, within its limits. Nothing of that is checked; `LocalProtocolError` for text that is no
@@ -153,8 +159,8 @@ class _Canonical:
 
     __slots__ = ("_items",)
 
-    def __init__(self) -> None:
-        self._items = 1
+    def __init__(self, items: int = 1) -> None:
+        self._items = items
 
     def form(self, value: Any, depth: int) -> Any:
         """`value` with sorted maps; `depth` containers are open around it."""

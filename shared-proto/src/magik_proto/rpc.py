@@ -102,20 +102,52 @@ class Response:
 def _build(cls: type[R], value: Any, rule: str, keys: tuple[str, ...]) -> R:
     """An object of `cls` from the map `value`, which must have all of `keys`; other keys are for later
     versions."""
-    if type(value) is not dict or any(key not in value for key in keys):
-        raise RemoteProtocolError(rule, f"expected a map with {', '.join(keys)}")
     try:
-        return cls(**{key: value[key] for key in keys})
+        if type(value) is not dict:
+            raise KeyError
+        picked = {key: value[key] for key in keys}
+    except KeyError:
+        raise RemoteProtocolError(rule, f"expected a map with {', '.join(keys)}") from None
+    try:
+        return cls(**picked)
     except InvalidField as error:
         raise RemoteProtocolError(rule, str(error)) from error
 
 
 def encode_frame(value: Any) -> bytes:
     """A frame with `value`; `LocalProtocolError` when it has no encoding or is over `MAX_FRAME`."""
-    if isinstance(value, Request | Response):
-        value = value.to_value()
-    content = codec.encode(value)
+    if type(value) is Request:
+        content = _request_content(value)
+    elif type(value) is Response and value.ok:
+        content = _OK + codec.encode_inside(value.body, 1, _MAP_OF_THREE) + _NO_ERROR
+    else:
+        content = codec.encode(value.to_value() if isinstance(value, Request | Response) else value)
+    if len(content) > MAX_FRAME:
+        raise LocalProtocolError(f"cannot be encoded: {len(content)} bytes, allowed {MAX_FRAME}")
     return len(content).to_bytes(HEADER_BYTES, "big") + content
+
+
+# The encodings of the parts that are the same in all requests and answers, in canonical order.
+_BODY: Final = b"\xa3" + codec.encode("body")
+_METHOD_KEY: Final = codec.encode("method")
+_DEADLINE: Final = codec.encode("deadline_ms")
+_OK: Final = b"\xa3" + codec.encode("ok") + codec.encode(True) + codec.encode("body")
+_NO_ERROR: Final = codec.encode("error") + codec.encode(None)
+_MAP_OF_THREE: Final = 7
+"""Items: the map, and its keys and values."""
+
+
+def _request_content(request: Request) -> bytes:
+    return b"".join(
+        (
+            _BODY,
+            codec.encode_inside(request.body, 1, _MAP_OF_THREE),
+            _METHOD_KEY,
+            codec.write(request.method),
+            _DEADLINE,
+            codec.write(request.deadline_ms),
+        )
+    )
 
 
 class FrameDecoder:

@@ -153,6 +153,8 @@ class LeanSender(HardenedConnection):
             path = self._network_paths[0]
             while path.is_validated and (datagram := self._next_datagram(now)) is not None:
                 out.append((datagram, path.addr))
+                if not self.has_news:
+                    break
         return out
 
     def get_timer(self) -> float | None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from magik_proto import codec
 from magik_proto.errors import InvalidField, LocalProtocolError, RemoteProtocolError
 from magik_proto.rpc import MAX_FRAME, FrameDecoder, Request, Response, RpcError, encode_frame
 
@@ -136,3 +137,64 @@ def test_our_own_mistakes_are_ours() -> None:
     with pytest.raises(LocalProtocolError):
         encode_frame(Response.success(1.5))
     assert len(Response.failure("a", "x" * 10_000).error.message) == 4096  # type: ignore[union-attr]
+
+
+def nested(depth: int) -> Any:
+    """A value of so many containers inside each other."""
+    value: Any = None
+    for number in range(depth):
+        value = [value] if number % 2 else {"in": value}
+    return value
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        *(
+            None,
+            True,
+            0,
+            -1,
+            1 << 63,
+            "text",
+            "ü" * 300,
+            b"",
+            b"x" * 70_000,
+            [],
+            {},
+            [[1], {"b": 1, "a": [2]}],
+        ),
+        {"longer": 1, "b": {"z": 0, "a": b"1"}},
+        nested(codec.MAX_DEPTH - 1),
+    ],
+)
+def test_a_frame_holds_what_the_codec_makes_of_the_whole(body: Any) -> None:
+    """Frames of requests and answers are put together from pieces."""
+    for method, deadline in (("/a", 1), ("/" + "m" * 60 + "/1.0.0", 70_000), ("/magik/bid/1.0.0", 24)):
+        request = Request(method=method, deadline_ms=deadline, body=body)
+        assert encode_frame(request)[4:] == codec.encode(request.to_value())
+    response = Response.success(body)
+    assert encode_frame(response)[4:] == codec.encode(response.to_value())
+    assert Response.from_value(codec.decode(encode_frame(response)[4:])) == response
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        1.5,
+        {1: 2},
+        1 << 64,
+        nested(codec.MAX_DEPTH),
+        [None] * codec.MAX_ITEMS,
+        b"x" * (MAX_FRAME - 10),
+        {"a": {2}},
+        "\ud800",
+    ],
+    ids=["float", "key", "integer", "depth", "items", "size", "set", "surrogate"],
+)
+def test_a_frame_takes_nothing_that_the_codec_would_not(body: Any) -> None:
+    for value in (Request(method="/a", deadline_ms=1, body=body), Response.success(body)):
+        with pytest.raises(LocalProtocolError):
+            codec.encode(value.to_value())
+        with pytest.raises(LocalProtocolError):
+            encode_frame(value)
