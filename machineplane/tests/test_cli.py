@@ -152,8 +152,8 @@ def test_an_invite_is_one_line_that_can_be_read_back(tmp_path: Path) -> None:
     done = run(
         "fabric", "invite", "--root", out, "--roles", "run", "--expires", "2d", "--bootstrap-peer", PEER
     )
-    assert done.output.count("\n") == 1
-    with Invite.parse(done.output) as invite:
+    assert done.stdout.count("\n") == 1
+    with Invite.parse(done.stdout) as invite:
         assert str(invite.root) == root and invite.roles == {"run"}
         assert [str(p) for p in invite.bootstrap] == [PEER]
         assert invite.expires - invite.delegation.issued == 2 * 86_400_000

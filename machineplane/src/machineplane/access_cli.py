@@ -7,17 +7,18 @@ from pathlib import Path
 
 import click
 
-from machineplane.cli_types import DIRECTORY, FILE, RUN_DIR, STATE_DIR, Duration, PeerType, RolesType
+from machineplane.cli_types import DIRECTORY, FILE, RUN_DIR, STATE_DIR, Duration, IdType, PeerType, RolesType
 from machineplane.config import API_TLS_PORT
 from machineplane.kubeapi.auth import kubeconfig as render_kubeconfig
+from machineplane.revoke_cli import apply, revoke
 from magik_proto.credentials import ALL_ROLES
-from magik_proto.identity import BootstrapPeer, Identity
+from magik_proto.identity import BootstrapPeer, Identity, PeerId
 from magik_proto.invites import RootKey
 
 
 @click.group()
 def fabric() -> None:
-    """Make a fabric's root key, and invites into it."""
+    """Make a fabric's root key and invites into it, and revoke them."""
 
 
 @fabric.command()
@@ -62,6 +63,43 @@ def invite(
         root.invite(now_ms, roles=roles, life_ms=expires, bootstrap=bootstrap_peer) as made,
     ):
         click.echo(made.text())
+        click.echo(
+            f"invite {made.id}: keep this id, `machineplane fabric revoke --invite` wants it", err=True
+        )
+
+
+@fabric.command("revoke")
+@click.option("--root", "root_file", type=FILE, required=True, help="The root key that `fabric init` made.")
+@click.option(
+    "--list",
+    "list_file",
+    type=FILE,
+    required=True,
+    help="The list: all that was ever revoked. Added to, or made.",
+)
+@click.option("--peer", "peers", type=IdType(), multiple=True, help="A machine's identity; may be repeated.")
+@click.option(
+    "--invite",
+    "invites",
+    type=IdType(),
+    multiple=True,
+    help="An invite's id, with all that it let in; may be repeated.",
+)
+def revoke_command(
+    root_file: Path, list_file: Path, peers: tuple[PeerId, ...], invites: tuple[PeerId, ...]
+) -> None:
+    """Add machines, or invites with all that joined by them, to the fabric's list of revocations.
+
+    Keep the list with the root key: it is complete, and stands alone. `machineplane fabric apply` puts it in force.
+    """
+    if not peers and not invites:
+        raise click.UsageError("name a machine (--peer ID) or an invite (--invite ID) to revoke")
+    with RootKey.from_seed(_seed(root_file, "`machineplane fabric init` makes one")) as root:
+        made = revoke(root, list_file, peers, invites)
+    click.echo(f"serial {made.serial}: {len(made.peers)} machines, {len(made.invites)} invites")
+
+
+fabric.add_command(apply)
 
 
 def _seed(path: Path, where_from: str) -> bytes:

@@ -205,6 +205,7 @@ def run_daemon(config: Config, log_format: str, log_level: str) -> int:
     """
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: sys.exit(0))
+    signal.signal(signal.SIGHUP, lambda *_: None)  # what it asks to read again is read at the start anyway
 
     from machineplane.app import DaemonError  # only now: no other command needs all of it
     from machineplane.logs import configure

@@ -7,7 +7,7 @@ import click
 
 from magik_proto.credentials import ALL_ROLES
 from magik_proto.errors import ProtocolError
-from magik_proto.identity import BootstrapPeer
+from magik_proto.identity import BootstrapPeer, PeerId
 
 
 class PeerType(click.ParamType[BootstrapPeer]):
@@ -24,6 +24,20 @@ class PeerType(click.ParamType[BootstrapPeer]):
             return BootstrapPeer.parse(str(value))
         except ProtocolError as error:
             self.fail(str(error), param, ctx)
+
+
+class IdType(click.ParamType[PeerId]):
+    """64 hex digits"""
+
+    name = "ID"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> PeerId:
+        if isinstance(value, PeerId):
+            return value
+        try:
+            return PeerId.parse(str(value))
+        except ProtocolError as error:
+            self.fail(f"{value!r}: {error}", param, ctx)
 
 
 STATE_DIR = Path("/var/lib/magik")

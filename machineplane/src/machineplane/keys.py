@@ -2,6 +2,7 @@
 
 <state-dir>/keys/identity   Ed25519 seed, hex        <state-dir>/keys/member   encoded membership
 <state-dir>/keys/sealing    X25519 seed, hex         <state-dir>/keys/fabric   the fabric's root, hex
+<state-dir>/keys/revocations   the newest list of revocations, encoded
 <state-dir>/keys/fabric-root   only where this machine founded the fabric: to be moved away by its operator
 """
 
@@ -13,11 +14,15 @@ from attrs import evolve, frozen
 
 from machineplane.config import Config, ConfigError
 from machineplane.linux.files import replace_file
+from magik_proto.credentials import Revocations
 from magik_proto.errors import ProtocolError
 from magik_proto.identity import BootstrapPeer, Identity, PeerId, SealingKey
 from magik_proto.invites import Invite, RootKey
 from magik_proto.membership import MembershipError, MembershipPolicy
+from magik_proto.wire import decode_as, encode_message
 
+REVOCATIONS = "revocations"
+_NO_LIST = "is no list of revocations: remove it (the machine learns the newest one from others)"
 K = TypeVar("K", Identity, SealingKey, RootKey)
 
 
@@ -90,7 +95,34 @@ def _kept(keys: Path, own: Credentials) -> Credentials | None:
         root = PeerId.parse(_read(path).decode())
     except (ValueError, ProtocolError) as error:
         raise KeyFileError(f"{path} names no fabric: remove it and join again with --invite FILE") from error
-    return evolve(own, policy=MembershipPolicy(root), member=_read(keys / "member", strip=False))
+    return evolve(own, policy=_policy(root, keys), member=_read(keys / "member", strip=False))
+
+
+def _policy(root: PeerId, keys: Path) -> MembershipPolicy:
+    """Who is admitted by the root, with the list of revocations that was kept."""
+    policy = MembershipPolicy(root)
+    if (known := read_revocations(keys)) is not None and known.root == root:
+        try:
+            policy.revoke(known)
+        except MembershipError as error:
+            raise KeyFileError(f"{keys / REVOCATIONS} {_NO_LIST}: {error}") from error
+    return policy
+
+
+def read_revocations(keys: Path) -> Revocations | None:
+    """The list that is kept in the directory of keys, its signature unchecked; None without one. Raises KeyFileError."""
+    path = keys / REVOCATIONS
+    if not _exists(path):
+        return None
+    try:
+        return decode_as(Revocations, _read(path, strip=False))
+    except ProtocolError as error:
+        raise KeyFileError(f"{path} {_NO_LIST}: {error}") from error
+
+
+def write_revocations(keys: Path, revocations: Revocations) -> None:
+    """Keep a list beside the membership. Raises KeyFileError."""
+    _write(keys / REVOCATIONS, encode_message(revocations))
 
 
 def _still_good(kept: Credentials, keys: Path, now_ms: int) -> Credentials:
@@ -139,7 +171,8 @@ def _accept(config: Config, keys: Path, own: Credentials, invite: Invite, now_ms
     if config.keeps_identity:
         _write(keys / "fabric", str(invite.root).encode() + b"\n")
         _write(keys / "member", member)
-    return evolve(own, policy=MembershipPolicy(invite.root), member=member)
+    policy = _policy(invite.root, keys) if config.keeps_identity else MembershipPolicy(invite.root)
+    return evolve(own, policy=policy, member=member)
 
 
 def _found(config: Config, keys: Path, own: Credentials, now_ms: int) -> Credentials:

@@ -3,7 +3,7 @@
 import signal
 import tempfile
 from collections.abc import Iterator
-from contextlib import AsyncExitStack, ExitStack, contextmanager
+from contextlib import AsyncExitStack, ExitStack, contextmanager, suppress
 
 import structlog
 import trio
@@ -17,6 +17,7 @@ from machineplane.linux.nft import NftError
 from machineplane.podnet import PodNetConfig, PodNetworkError, open_pod_network
 from machineplane.privileges import missing_privileges
 from machineplane.references import References
+from machineplane.revocations import RevocationFile
 from machineplane.runtime import (
     HostPolicy,
     ImageError,
@@ -126,17 +127,25 @@ async def _serve(
     config: Config, credentials: Credentials, runtime_config: RuntimeConfig, zygote: Zygote
 ) -> None:
     """Run the machine until a signal, which may come while it is still starting."""
-    with trio.open_signal_receiver(*_ENDING) as signals:
+    with trio.open_signal_receiver(*_ENDING, signal.SIGHUP) as signals:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
+        # One request waits: what comes meanwhile means the same.
+        reload, requests = trio.open_memory_channel[None](1)
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(_run_machine, config, credentials, runtime_config, zygote)
-            number = await anext(signals)
+            nursery.start_soon(_run_machine, config, credentials, runtime_config, zygote, requests)
+            while (number := await anext(signals)) == signal.SIGHUP:
+                with suppress(trio.WouldBlock):
+                    reload.send_nowait(None)
             structlog.get_logger().info("stopping", signal=signal.Signals(number).name, note="pods run on")
             nursery.cancel_scope.cancel()
 
 
 async def _run_machine(
-    config: Config, credentials: Credentials, runtime_config: RuntimeConfig, zygote: Zygote
+    config: Config,
+    credentials: Credentials,
+    runtime_config: RuntimeConfig,
+    zygote: Zygote,
+    reloads: trio.MemoryReceiveChannel[None],
 ) -> None:
     """Open what the daemon stands on, join the rooms, and go on until cancelled."""
     assert config.pod_subnet is not None
@@ -150,6 +159,9 @@ async def _run_machine(
         node = await stack.enter_async_context(open_node(_node_config(config, credentials)))
         # No await between these two: nothing is served before every room has registered its handlers.
         machine = Machine(config, credentials, runtime, node, references, nursery)
+        revocations = RevocationFile(node, config.state_dir / "keys" if config.keeps_identity else None)
+        nursery.start_soon(revocations.run)
+        nursery.start_soon(revocations.read_again, reloads)
         await machine.start()
         await trio.sleep_forever()
 

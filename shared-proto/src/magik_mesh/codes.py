@@ -44,4 +44,7 @@ OPEN = "/magik/relay/open/1.0.0"
 ACCEPT = "/magik/relay/accept/1.0.0"
 PUNCH = "/magik/relay/punch/1.0.0"
 
+REVOCATIONS = "/magik/mesh/revocations/1.0.0"
+
 PRESENCE_TOPIC = "magik-presence"
+REVOCATIONS_TOPIC = "magik-revocations"

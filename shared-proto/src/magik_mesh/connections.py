@@ -28,6 +28,7 @@ from magik_mesh.hello import MAX_HELLO, Hello, parse_hello
 from magik_mesh.links import Link, LinkTable
 from magik_mesh.presence import Presence
 from magik_mesh.pubsub import PubSub
+from magik_mesh.revoking import Revoking
 from magik_mesh.roster import PeerInfo, Roster
 from magik_mesh.rpc_client import ask, start_call
 from magik_mesh.rpc_server import RpcServer, Slots
@@ -58,6 +59,7 @@ class Connections:
     plan: DialPlan
     presence: Presence
     pubsub: PubSub
+    revoking: Revoking
     roster: Roster
     server: RpcServer
     briefs: Briefs
@@ -89,6 +91,7 @@ class Connections:
             self.presence.hear_hello(peer, answer, connection.remote_address or ("0.0.0.0", 0))
             if answer.answer == Answer.TAKE.value:
                 self._take(connection, Standing(answer.incarnation, answer.count))
+                self.revoking.heard(peer, answer.revoked)
                 taken = True
             elif peer not in self.links:
                 raise PeerUnreachable(peer, f"it refused the connection: {answer.answer}")
@@ -117,6 +120,7 @@ class Connections:
             seen=text_of(connection.remote_address or ("0.0.0.0", 1)),
             peers=self.presence.some_records(),
             answer=answer,
+            revoked=self.revoking.serial,
         )
 
     # -- the acceptor's side
@@ -164,6 +168,7 @@ class Connections:
         )
         if answer in (Answer.TAKE, Answer.TAKE_RESTARTED):
             self._take(connection, offered)
+            self.revoking.heard(peer, hello.revoked)
         else:
             self.stats.connections_refused += 1
         return answer

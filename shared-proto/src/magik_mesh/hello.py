@@ -9,6 +9,7 @@ The body of the request, and of the answer, is a map:
     record       bytes   the sender's signed MachineRecord
     seen         text    the address at which the sender sees the receiver
     peers        list    signed MachineRecords of others, as bytes
+    revoked      u64     serial of the sender's list of revocations; absent, as 0, means none
 
 The answer has `answer` beside these: "take", "duplicate" or "full" (see `magik_mesh.arbitration`).
 """
@@ -38,6 +39,7 @@ class Hello:
     seen: str
     peers: tuple[bytes, ...]
     answer: str = ""
+    revoked: int = 0
 
     def to_value(self) -> dict[str, Any]:
         """As a plain value for the wire."""
@@ -57,6 +59,7 @@ def parse_hello(value: Any) -> Hello:
         seen=_typed(value, "seen", str),
         peers=parse_records(value.get("peers", [])),
         answer=value.get("answer", "") if isinstance(value.get("answer", ""), str) else "",
+        revoked=_number({"revoked": 0, **value}, "revoked"),
     )
 
 

@@ -10,7 +10,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from typing import Any
@@ -39,6 +39,7 @@ from magik_mesh.pubsub import PubSub, Validator
 from magik_mesh.reach import Reach
 from magik_mesh.relay_socket import SwitchSocket
 from magik_mesh.relaying import Relaying
+from magik_mesh.revoking import Revoking
 from magik_mesh.roster import PeerEvent, PeerInfo, Roster
 from magik_mesh.rpc_client import ReplyStream, ask_by, calling, milliseconds_until
 from magik_mesh.rpc_server import Call, Handler, RpcServer
@@ -47,6 +48,7 @@ from magik_mesh.streams import STREAM_ERRORS
 from magik_mesh.survey import SideSocket
 from magik_mesh.tending import Tending
 from magik_mesh.tls import Admitted, admission, make_credentials
+from magik_proto.credentials import Revocations
 from magik_proto.dht_frames import FIND, STORE
 from magik_proto.dht_frames import MAX_FRAME as MAX_TABLE_FRAME
 from magik_proto.dht_types import PutDone
@@ -91,6 +93,7 @@ class Node:
         self._pubsub = PubSub(self.id, clock, config, self.stats, log)
         self._presence = self._make_presence()
         self._briefs = self._make_briefs()
+        self._revoking = self._make_revoking()
         self._connections = self._make_connections()
         self._relaying = Relaying(
             config=config,
@@ -297,15 +300,29 @@ class Node:
         """
         self._connections.recheck()
 
+    def revoke(self, revocations: Revocations) -> bool:
+        """Put the root's list in force here, part from whom it names, and spread it; False if it is no news.
+
+        Raises `MembershipError` where the fabric's root has not signed it.
+        """
+        return self._revoking.take(revocations)
+
+    def on_revocations(self, listener: Callable[[Revocations], None]) -> None:
+        """Call `listener` with every list that is put in force, whoever brought it, for it to be kept."""
+        self._revoking.news.append(listener)
+
     # -- tasks
 
     def start(self) -> None:
         """Start all tasks; they run from the next checkpoint on."""
         self._handlers[codes.GOSSIP] = self._pubsub.read_frames
         self._handlers[codes.PEERS] = self._on_exchange
+        self._handlers[codes.REVOCATIONS] = self._revoking.answer
         self._handlers.update(self._relaying.handlers)
         self._handlers.update(self._table_handlers())
         self._pubsub.subscribe(codes.PRESENCE_TOPIC, self._presence.judge)
+        if not self._config.policy.open:
+            self._pubsub.subscribe(codes.REVOCATIONS_TOPIC, self._revoking.judge)
         now = self._clock.now()
         for peer in self._config.bootstrap:
             self._presence.directory.configure(peer.peer, (peer.host, peer.port), now)
@@ -350,6 +367,7 @@ class Node:
                 self._presence.hear_records(peer, parse_records(answer))
             except (MeshError, RemoteProtocolError) as error:
                 self._log.debug("peer exchange failed", peer=str(peer), error=str(error))
+            await self._revoking.exchange(peer)
             self._dialer.wake()
 
     async def _on_exchange(self, call: Call) -> Any:
@@ -421,6 +439,18 @@ class Node:
             max_request=most,
         )
 
+    def _make_revoking(self) -> Revoking:
+        return Revoking(
+            own=self.id,
+            policy=self._config.policy,
+            nursery=self._nursery,
+            log=self._log,
+            call=lambda peer, body, seconds: self.call(peer, codes.REVOCATIONS, body, timeout=seconds),
+            publish=lambda encoded: self._pubsub.publish(codes.REVOCATIONS_TOPIC, encoded),
+            connected=self._links.peers,
+            recheck=self.recheck,
+        )
+
     def _make_connections(self) -> Connections:
         config = self._config
         return Connections(
@@ -431,6 +461,7 @@ class Node:
             plan=self._presence.plan,
             presence=self._presence,
             pubsub=self._pubsub,
+            revoking=self._revoking,
             roster=self._roster,
             server=self._make_server(self._handlers),
             briefs=self._briefs,
