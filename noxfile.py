@@ -108,11 +108,27 @@ def wheels(session: nox.Session) -> None:
 @nox.session
 def bench(session: nox.Session) -> None:
     """Benchmarks, long, by hand: `nox -s bench -- codec quic`; without names, all. Each prints one JSON object."""
-    _install_all(session, "grpcio>=1.60")
+    _install_all(session, "-e", "./shared-proto[trio,native]", "grpcio>=1.60")
     wanted = set(session.posargs)
     for script in sorted(ROOT.glob("*/benchmarks/*.py")):
         if not wanted or script.stem in wanted:
-            session.run("python", str(script))
+            env = {"LIBP2P_PYTHON": _libp2p(session)} if script.stem == "mesh" else {}
+            session.run("python", str(script), env=env)
+
+
+def _libp2p(session: nox.Session) -> str:
+    """The interpreter of an environment with py-libp2p, which wants versions of its own; empty if it cannot be had."""
+    place = Path(session.create_tmp()) / "libp2p"
+    python = place / "bin" / "python"
+    if not (place / "installed").exists():
+        session.run("python", "-m", "venv", str(place))
+        try:
+            session.run(str(python), "-m", "pip", "install", "-q", "libp2p==0.8.1", external=True)
+        except nox.command.CommandFailed:
+            session.warn("py-libp2p cannot be installed: it is left out")
+            return ""
+        (place / "installed").touch()
+    return str(python.absolute())
 
 
 @nox.session

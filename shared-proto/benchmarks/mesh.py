@@ -5,14 +5,18 @@
 Measured, each over loopback with both ends in this process, one after the other in every round:
 
 - ``rpc``: a unary call of magik_mesh (200 bytes there and back), on a new stream each;
-- ``stream``: an echo of 200 bytes on a new stream of trio_quic, without the mesh;
+- ``rpc_native``: the same over the native core, if the extra ``native`` is installed;
+- ``stream``: an echo of 200 bytes on a new stream of trio_quic, without the mesh, handshakes, and one long stream;
 - ``bare_core``: the same echo between two stock aioquic cores pumped in memory, no socket and no event loop, plus
   what its datagrams would cost in ``sendto`` and ``recvfrom``: the ceiling;
 - ``aioquic_asyncio``: aioquic's own asyncio client and server, with certificates on both sides;
-- ``grpc_mtls``: grpc.aio with mutual TLS, if the package ``grpcio`` is installed.
+- ``grpc_mtls``: grpc.aio with mutual TLS, if the package ``grpcio`` is installed;
+- ``py_libp2p``: two hosts of py-libp2p over QUIC, in a process of the interpreter that the environment variable
+  LIBP2P_PYTHON names, since it wants versions of its own of much (`nox -s bench` makes one).
 
-Rates are per second of *processor time*: wall times of shared machines vary twofold. The wall-clock rates are in the
-figures beside them. The last line is one JSON object; a ratio above 1 is in our favour, null was not measured.
+Rates are per second of *processor time*: wall times of shared machines vary twofold. The wall-clock rates and the times
+that calls took are in the figures beside them. The last line is one JSON object; a ratio above 1 is in our favour; null
+was not measured, and ``notes`` says why.
 """
 
 import argparse
@@ -20,18 +24,19 @@ import asyncio  # noqa: TID251
 import datetime
 import importlib.util
 import json
-import socket
+import logging
+import os
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import structlog
 import trio
 from aioquic.asyncio import connect, serve
-from aioquic.quic import events
-from aioquic.quic.connection import QuicConnection
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -42,14 +47,18 @@ from magik_mesh.testing import peers_of, until
 from magik_proto.identity import BootstrapPeer, Identity
 from magik_proto.membership import MembershipPolicy
 from trio_quic import open_endpoint
+from trio_quic.core import AioquicCore
+from trio_quic.interface import MakeCore
 
 sys.path.insert(0, str(Path(__file__).parent))
 import quic
+from peers import bare_core
 
 METHOD = "/bench/echo/1.0.0"
 FLIGHTS = (1, 64)
 Ask = Callable[[], Awaitable[Any]]
 Figures = dict[str, float]
+THEIRS = ("bare_core", "aioquic_asyncio", "py_libp2p", "grpc_mtls")
 
 
 class Stopwatch:
@@ -64,21 +73,34 @@ class Stopwatch:
         return {name: count / cpu, f"{name}_wall": count / wall}
 
 
+def latencies(flight: int, seconds: list[float]) -> Figures:
+    """The median and the 99th percentile of how long calls took, in milliseconds."""
+    seconds.sort()
+    return {
+        f"p50_ms_{flight}": seconds[len(seconds) // 2] * 1000,
+        f"p99_ms_{flight}": seconds[len(seconds) * 99 // 100] * 1000,
+    }
+
+
 async def trio_rates(ask: Ask, count: int) -> Figures:
     """Round trips with 1 and 64 under way."""
     out: Figures = {}
     for flight in FLIGHTS:
+        times: list[float] = []
 
-        async def worker(share: int = count // flight) -> None:
+        async def worker(share: int = count // flight, times: list[float] = times) -> None:
             for _ in range(share):
+                start = time.perf_counter()
                 await ask()
+                times.append(time.perf_counter() - start)
 
         await worker(20)
+        times.clear()
         watch = Stopwatch()
         async with trio.open_nursery() as nursery:
             for _ in range(flight):
                 nursery.start_soon(worker)
-        out |= watch.rates(f"calls_{flight}", count // flight * flight)
+        out |= watch.rates(f"calls_{flight}", len(times)) | latencies(flight, times)
     return out
 
 
@@ -86,26 +108,30 @@ async def asyncio_rates(ask: Ask, count: int) -> Figures:
     """The same for asyncio."""
     out: Figures = {}
     for flight in FLIGHTS:
+        times: list[float] = []
 
-        async def worker(share: int = count // flight) -> None:
+        async def worker(share: int = count // flight, times: list[float] = times) -> None:
             for _ in range(share):
+                start = time.perf_counter()
                 await ask()
+                times.append(time.perf_counter() - start)
 
         await worker(20)
+        times.clear()
         watch = Stopwatch()
         await asyncio.gather(*(worker() for _ in range(flight)))
-        out |= watch.rates(f"calls_{flight}", count // flight * flight)
+        out |= watch.rates(f"calls_{flight}", len(times)) | latencies(flight, times)
     return out
 
 
-async def measure_rpc(count: int) -> Figures:
+async def measure_rpc(count: int, core: MakeCore = AioquicCore) -> Figures:
     """Unary calls between two mesh nodes."""
     policy = MembershipPolicy(root=None)
 
     async def answer(call: Call) -> Any:
         return call.body
 
-    first = NodeConfig(host="127.0.0.1", port=0, identity=Identity.generate(), policy=policy)
+    first = NodeConfig(host="127.0.0.1", port=0, identity=Identity.generate(), policy=policy, core=core)
     async with open_node(first) as bob:
         bob.handle(METHOD, answer)
         known = (BootstrapPeer(bob.id, *bob.address),)
@@ -115,6 +141,7 @@ async def measure_rpc(count: int) -> Figures:
             identity=Identity.generate(),
             policy=MembershipPolicy(root=None),
             bootstrap=known,
+            core=core,
         )
         async with open_node(config) as alice:
             await until(lambda: bool(peers_of(alice)))
@@ -187,60 +214,6 @@ async def measure_asyncio(count: int) -> Figures:
     return out
 
 
-def measure_bare(count: int) -> Figures:
-    """Echoes between two stock cores in memory, with system calls added by the datagram."""
-    out: Figures = {}
-    cost = syscall_seconds()
-    for flight in FLIGHTS:
-        watch = Stopwatch()
-        datagrams = pump_echoes(flight, count)
-        seconds = count / watch.rates("x", count)["x"] + datagrams * cost
-        out |= {f"calls_{flight}": count / seconds, f"datagrams_{flight}": datagrams / count}
-    return out
-
-
-def syscall_seconds() -> float:
-    """What it costs to send and to receive one datagram of 250 bytes over loopback."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one:
-        one.bind(("127.0.0.1", 0))
-        address, rounds, start = one.getsockname(), 5000, time.process_time()
-        for _ in range(rounds):
-            one.sendto(bytes(250), address)
-            one.recvfrom(65536)
-    return (time.process_time() - start) / rounds
-
-
-def pump_echoes(flight: int, count: int) -> int:
-    """Echo on ``count`` streams, ``flight`` at a time; returns the datagrams that it took. Time is half a millisecond a
-    round.
-    """
-    client = QuicConnection(configuration=quic.asyncio_configuration("a", is_client=True))
-    server = QuicConnection(
-        configuration=quic.asyncio_configuration("b", is_client=False),
-        original_destination_connection_id=client.original_destination_connection_id,
-    )
-    now, datagrams, started, done = 0.0, 0, 0, 0
-    client.connect(("b", 1), now)
-    while done < count:
-        now += 0.0005
-        while started - done < flight and started < count and client._handshake_confirmed:
-            client.send_stream_data(client.get_next_available_stream_id(), quic.REQUEST, True)
-            started += 1
-        for source, target, name in ((client, server, "a"), (server, client, "b")):
-            if source._network_paths:
-                for data, _ in source.datagrams_to_send(now):
-                    datagrams += 1
-                    target.receive_datagram(data, (name, 1), now)
-                if (due := source.get_timer()) is not None and due <= now:
-                    source.handle_timer(now)
-        while (event := server.next_event()) is not None:
-            if isinstance(event, events.StreamDataReceived):
-                server.send_stream_data(event.stream_id, event.data, event.end_stream)
-        while (event := client.next_event()) is not None:
-            done += isinstance(event, events.StreamDataReceived) and event.end_stream
-    return datagrams
-
-
 def tls_pair() -> tuple[bytes, bytes]:
     """A self-signed P-256 certificate for localhost and its key, as PEM (gRPC takes no Ed25519)."""
     key = ec.generate_private_key(ec.SECP256R1())
@@ -286,45 +259,87 @@ async def measure_grpc(count: int) -> Figures:
     return out
 
 
-def one_round(count: int) -> dict[str, Figures]:
+def measure_libp2p(count: int) -> dict[str, Any]:
+    """What `peers/libp2p_quic.py` says; ``error`` if there is nothing to say."""
+    python = os.environ.get("LIBP2P_PYTHON")
+    if not python:
+        return {"error": "LIBP2P_PYTHON names no interpreter that has it"}
+    script = Path(__file__).parent / "peers" / "libp2p_quic.py"
+    done = subprocess.run(
+        [python, str(script), "--count", str(count // 10)], capture_output=True, text=True, check=False
+    )
+    if done.returncode or not done.stdout.strip():
+        return {"error": f"it ended with {done.returncode}: {done.stderr[-200:]}"}
+    figures: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return figures
+
+
+def one_round(count: int) -> dict[str, dict[str, Any]]:
     """Everything once."""
-    out = {
+    out: dict[str, dict[str, Any]] = {
         "rpc": trio.run(measure_rpc, count),
         "stream": trio.run(measure_stream, count),
         "aioquic_asyncio": asyncio.run(measure_asyncio(count)),
-        "bare_core": measure_bare(count),
+        "bare_core": bare_core.measure(count, FLIGHTS),
+        "py_libp2p": measure_libp2p(count),
     }
+    if importlib.util.find_spec("qh3") is not None:
+        from trio_quic.native import NativeCore
+
+        out["rpc_native"] = trio.run(measure_rpc, count, NativeCore)
     if importlib.util.find_spec("grpc") is not None:
         out["grpc_mtls"] = asyncio.run(measure_grpc(count))
     return out
 
 
-def ratio(rounds: list[dict[str, Figures]], ours: str, theirs: str, name: str) -> float | None:
-    """The median over the rounds of ours / theirs."""
-    if any(name not in figures.get(who, {}) for figures in rounds for who in (ours, theirs)):
-        return None
-    return round(statistics.median(figures[ours][name] / figures[theirs][name] for figures in rounds), 2)
+Rounds = list[dict[str, dict[str, Any]]]
 
 
-def report(rounds: list[dict[str, Figures]]) -> dict[str, Any]:
-    """The JSON object."""
-    ratios: dict[str, float | None] = {}
-    for ours in ("rpc", "stream"):
-        for theirs in ("bare_core", "aioquic_asyncio", "grpc_mtls"):
-            for flight in FLIGHTS:
-                label = f"{ours}_vs_{theirs}_{flight}"
-                ratios[label] = ratio(rounds, ours, theirs, f"calls_{flight}")
-    for name in ("bulk_mb", "handshakes", "calls_1_wall", "calls_64_wall"):
-        ratios[f"stream_vs_aioquic_asyncio_{name}"] = ratio(rounds, "stream", "aioquic_asyncio", name)
-    ratios["rpc_vs_py_libp2p"] = None
-    figures = {
-        who: {name: round(statistics.median(it[who][name] for it in rounds), 1) for name in rounds[0][who]}
+def ratio(rounds: Rounds, ours: str, theirs: str, name: str) -> float | None:
+    """The median of ours / theirs, over the rounds that have both."""
+    values = [
+        figures[ours][name] / figures[theirs][name]
+        for figures in rounds
+        if name in figures.get(ours, {}) and name in figures.get(theirs, {})
+    ]
+    return round(statistics.median(values), 2) if values else None
+
+
+def ratios(rounds: Rounds) -> dict[str, float | None]:
+    """Calls by `rpc_vs_…`, with one and (`_at_64`) with 64 under way; the rest by what it is."""
+    out: dict[str, float | None] = {}
+    for ours in ("rpc", "rpc_native", "stream"):
+        for theirs in THEIRS:
+            out[f"{ours}_vs_{theirs}"] = ratio(rounds, ours, theirs, "calls_1")
+            out[f"{ours}_vs_{theirs}_at_64"] = ratio(rounds, ours, theirs, "calls_64")
+    for theirs in ("aioquic_asyncio", "py_libp2p"):
+        out[f"handshakes_vs_{theirs}"] = ratio(rounds, "stream", theirs, "handshakes")
+        out[f"bulk_vs_{theirs}"] = ratio(rounds, "stream", theirs, "bulk_mb")
+    return out
+
+
+def figures(rounds: Rounds) -> dict[str, dict[str, float]]:
+    """Medians over the rounds, by who and what."""
+    return {
+        who: {
+            name: round(statistics.median(it[who][name] for it in rounds if name in it[who]), 2)
+            for name in rounds[0][who]
+            if name != "error"
+        }
         for who in rounds[0]
     }
-    notes = ["py-libp2p is not measured here"]
-    if "grpc_mtls" not in figures:
-        notes.append("grpcio is not installed: pip install grpcio")
-    return {"name": "mesh", "ratios": ratios, "figures": figures, "notes": notes}
+
+
+def report(rounds: Rounds) -> dict[str, Any]:
+    """The JSON object."""
+    notes = [
+        f"{who}: {it['error']}" for figures in rounds[:1] for who, it in figures.items() if "error" in it
+    ]
+    if "grpc_mtls" not in rounds[0]:
+        notes.append("grpc_mtls: not installed: pip install grpcio")
+    if "rpc_native" not in rounds[0]:
+        notes.append("rpc_native: not installed: pip install magik-proto[native]")
+    return {"name": "mesh", "ratios": ratios(rounds), "figures": {**figures(rounds), "notes": notes}}
 
 
 def main() -> None:
@@ -333,6 +348,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=2000, help="round trips of each measurement")
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
     print(json.dumps(report([one_round(options.count) for _ in range(options.rounds)])))
 
 
