@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import zstandard
+from hostile_support import assert_refused, pax_header, zeros
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -141,21 +142,6 @@ def outside(tmp_path: Path) -> Path:
     return path
 
 
-def assert_refused(store: ImageStore, archive: bytes, kind: type[ImageError]) -> ImageError:
-    """The import fails with ``kind``, in one printable line, and the store is as before."""
-    with pytest.raises(kind) as caught:
-        store.import_file(io.BytesIO(archive))
-    assert type(caught.value) is kind
-    assert str(caught.value).isprintable()
-    assert store.ls() == []
-    assert [
-        path
-        for path in store.path.rglob("*")
-        if path.name not in ("gc.lock", "blobs", "layers", "partial", "tmp")
-    ] == []
-    return caught.value
-
-
 @pytest.mark.root
 @pytest.mark.parametrize("case", UNSAFE)
 def test_unsafe_members_are_refused_by_rule(case: str, kit: Kit, store: ImageStore, outside: Path) -> None:
@@ -165,13 +151,6 @@ def test_unsafe_members_are_refused_by_rule(case: str, kit: Kit, store: ImageSto
     assert isinstance(error, UnsafeMember)
     assert error.rule == rule
     assert kit.snapshot(outside) == before
-
-
-def zeros(count: int) -> bytes:
-    """A tar header that promises so many bytes, without them."""
-    info = tarfile.TarInfo("zeros")
-    info.size = count
-    return info.tobuf(tarfile.GNU_FORMAT)
 
 
 def bomb(kit: Kit) -> bytes:
@@ -203,12 +182,6 @@ def bad_checksum(kit: Kit) -> bytes:
     layer = bytearray(kit.tar(kit.member("a", b"1")))
     layer[0] ^= 1
     return bytes(kit.oci(bytes(layer)))
-
-
-def pax_header(data: bytes) -> bytes:
-    info = tarfile.TarInfo("pax")
-    info.type, info.size = tarfile.XHDTYPE, len(data)
-    return info.tobuf(tarfile.USTAR_FORMAT) + data + bytes(-len(data) % 512)
 
 
 def negative_header() -> bytes:
