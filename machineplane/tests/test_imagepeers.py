@@ -19,8 +19,9 @@ from machineplane.runtime.images.refs import RefIndex
 from machineplane.runtime.images.registry.credentials import Keyring
 from machineplane.runtime.images.registry.settings import read_settings
 from machineplane.runtime.images.service import ImageService, open_images
-from magik_mesh import Call, CallRefused, Node, RpcFailed
-from magik_mesh.testing import memory_fabric
+from magik_mesh import Call, CallRefused, Node, PeerInfo, RpcFailed
+from magik_mesh.testing import identity_of, memory_fabric
+from magik_proto.identity import PeerId
 
 pytestmark = pytest.mark.root
 REF = "localhost/app:1"
@@ -240,3 +241,37 @@ async def test_blobs_are_handed_out_to_a_few_at_a_time(tmp_path: Path) -> None:
         assert caught.value.code == "image.busy"
         await stack.aclose()
         assert len(await _document(second, first, layer)) > 8 << 20
+
+
+class FewFriends:
+    """A node that knows three machines: one may run pods, one may not, one is away. All say that they have everything."""
+
+    id = identity_of(1).peer_id
+
+    def __init__(self, digest: str) -> None:
+        self.digest = digest
+        self.asked: list[PeerId] = []
+
+    def handle(self, method: str, handler: object) -> None:
+        pass
+
+    def peers(self) -> list[PeerInfo]:
+        roles = (frozenset({"run"}), frozenset({"submit"}), frozenset({"run"}))
+        return [
+            PeerInfo(identity_of(number).peer_id, None, roles[number - 2], number != 4, 0)
+            for number in (2, 3, 4)
+        ]
+
+    async def call(self, peer: PeerId, method: str, body: object, *, timeout: float) -> object:
+        self.asked.append(peer)
+        return {"digest": self.digest, "at": 1}
+
+
+async def test_only_machines_that_run_pods_are_asked_and_only_what_fits_is_taken(tmp_path: Path) -> None:
+    digest = "sha256:" + "1" * 64
+    node = FewFriends(digest)
+    peers = ImagePeers(node, Handout(ImageStore(tmp_path)), random.Random(1))  # type: ignore[arg-type]
+    assert len(await peers.find_digest(digest)) == 1
+    assert node.asked == [identity_of(2).peer_id]
+    node.digest = "sha256:" + "2" * 64
+    assert await peers.find_digest(digest) == []

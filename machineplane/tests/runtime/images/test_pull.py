@@ -20,6 +20,7 @@ from machineplane.runtime.images.errors import (
     ImageError,
     ImageNotFound,
     NotInRegistry,
+    PullFailed,
     QuotaExceeded,
     RegistryDenied,
     RegistryUnreachable,
@@ -29,7 +30,7 @@ from machineplane.runtime.images.errors import (
 )
 from machineplane.runtime.images.model import ImageInfo
 from machineplane.runtime.images.names import parse_reference
-from machineplane.runtime.images.peers import NoPeers, Peers
+from machineplane.runtime.images.peers import NoPeers, Offer, Peers
 from machineplane.runtime.images.pull import Puller
 from machineplane.runtime.images.registry.client import open_registries
 from machineplane.runtime.images.registry.credentials import Keyring
@@ -401,20 +402,23 @@ async def test_a_manifest_without_end(kit: Kit, store: ImageStore) -> None:
 
 
 @pytest.mark.parametrize(
-    ("document", "kind"),
+    ("document", "said"),
     [
-        ({"schemaVersion": 1, "fsLayers": []}, UnsupportedImage),
-        ({"schemaVersion": 2, "manifests": [], "layers": []}, UnsupportedImage),
-        ({"schemaVersion": 2, "mediaType": OCI_MANIFEST, "manifests": []}, UnsupportedImage),
-        ({"schemaVersion": 2, "mediaType": OCI_INDEX, "layers": [], "config": {}}, UnsupportedImage),
+        ({"schemaVersion": 1, "fsLayers": []}, "old schema"),
+        ({"schemaVersion": 2, "manifests": [], "layers": []}, "an index and a manifest at once"),
+        ({"schemaVersion": 2, "mediaType": OCI_MANIFEST, "manifests": []}, "not what its media type says"),
+        (
+            {"schemaVersion": 2, "mediaType": OCI_INDEX, "layers": [], "config": {}},
+            "not what its media type says",
+        ),
     ],
 )
 async def test_documents_that_are_not_what_they_say(
-    document: dict[str, Any], kind: type[ImageError], store: ImageStore
+    document: dict[str, Any], said: str, store: ImageStore
 ) -> None:
     content = Content()
     content.tag("1", content.add(encode(document), OCI_MANIFEST))
-    await refused(store, content.answer, kind)
+    assert said in await refused(store, content.answer, UnsupportedImage)
 
 
 async def test_an_index_within_itself_ends(store: ImageStore) -> None:
@@ -491,6 +495,24 @@ async def test_keys_that_are_refused_give_way_to_better_ones(kit: Kit, store: Im
     async with serving(guard.answer_basic) as server:
         keyring = keys(server, username="u", password="old") + keys(server, username="u", password="p")
         assert (await pull_one(store, server, keyring=keyring)).digest == digest
+
+
+async def test_a_key_that_is_refused_is_not_shown_for_every_blob(kit: Kit, store: ImageStore) -> None:
+    content, digest = app(kit)
+
+    def answer(asked: Asked) -> Answer:
+        """Public, but not to those who show a wrong key; without a challenge nobody shows one."""
+        if "authorization" not in asked.headers and not challenged:
+            challenged.append(asked)
+            return Answer(401, headers={"WWW-Authenticate": 'Basic realm="x"'})
+        return Answer(401) if "authorization" in asked.headers else content.answer(asked)
+
+    challenged: list[Asked] = []
+    async with serving(answer) as server:
+        info = await pull_one(store, server, keyring=keys(server, username="u", password="old"))
+        assert info.digest == digest
+        assert len([asked for asked in server.requests if "authorization" in asked.headers]) == 1
+        assert not store.entries()[info.ref].private
 
 
 async def test_without_keys_the_error_says_so(kit: Kit, store: ImageStore) -> None:
@@ -657,3 +679,58 @@ async def test_a_disabled_registry_is_not_asked(kit: Kit, store: ImageStore) -> 
             with pytest.raises(ImageNotFound):
                 await pull(f"{server.address}/team/app:1")
         assert server.requests == []
+
+
+# -- other machines
+
+
+class Hearsay:
+    """Other machines that have an image under every name."""
+
+    def __init__(self, digest: str) -> None:
+        self.offer = Offer(EndpointOfNobody(), digest, 1)
+        self.asked: list[str] = []
+
+    async def find_digest(self, digest: str) -> list[Offer]:
+        return []
+
+    async def find_name(self, ref: str) -> list[Offer]:
+        self.asked.append(ref)
+        return [self.offer]
+
+
+class EndpointOfNobody:
+    subject = "machine 0000"
+
+    @asynccontextmanager
+    async def blob(self, digest: str, offset: int) -> AsyncIterator[BlobStream]:
+        raise PullFailed(self.subject, "has nothing")
+        yield
+
+    async def document(self, digest: str, limit: int) -> bytes:
+        raise PullFailed(self.subject, "has nothing")
+
+
+@pytest.mark.parametrize(("status", "kind"), [(404, NotInRegistry), (403, RegistryDenied)])
+async def test_what_a_registry_says_of_a_name_others_cannot_unsay(
+    status: int, kind: type[ImageError], store: ImageStore
+) -> None:
+    peers = Hearsay("sha256:" + "0" * 64)
+    async with (
+        serving(lambda _: Answer(status)) as server,
+        pulling(store, settings_for(server), peers=peers) as pull,
+    ):
+        with pytest.raises(kind):
+            await pull(f"{server.address}/team/app:1")
+    assert peers.asked == []
+
+
+async def test_others_are_asked_for_a_name_when_the_registry_is_away(store: ImageStore) -> None:
+    peers = Hearsay("sha256:" + "0" * 64)
+    async with (
+        serving(lambda _: Answer(503)) as server,
+        pulling(store, settings_for(server), peers=peers) as pull,
+    ):
+        with pytest.raises(PullFailed):
+            await pull(f"{server.address}/team/app:1")
+        assert peers.asked == [f"{server.address}/team/app:1"]
