@@ -1,12 +1,15 @@
 """Strangers: addresses that are not theirs, floods, and crowds from one place."""
 
-from contextlib import AsyncExitStack
+import random
+from collections import Counter
+from contextlib import AsyncExitStack, suppress
 
 import pytest
 import trio
 import trio_quic_support
 from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.connection import QuicConnection
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from trio_quic_support import (
     ALICE,
     ALPN,
@@ -21,7 +24,14 @@ from trio_quic_support import (
     stream_pair,
 )
 
-from trio_quic import HandshakeFailed, Limits, PeerRejected, open_endpoint
+from trio_quic import (
+    Credentials,
+    HandshakeFailed,
+    Limits,
+    PeerRejected,
+    make_certificate,
+    open_endpoint,
+)
 
 MALLORY = ("10.0.0.66", 666)
 
@@ -58,7 +68,7 @@ async def test_a_client_that_is_not_where_it_says_gets_at_most_three_times_its_b
         return data
 
     net.tap = count
-    async with endpoint_on(net, BOB) as bob:
+    async with wordy_bob(net) as bob:
         for data in first_flight(trio.current_time()):
             sent["in"] += len(data)
             spoof(net, MALLORY, data)
@@ -80,12 +90,126 @@ async def test_closing_the_endpoint_tells_unproven_addresses_nothing_more(autoju
         return data
 
     net.tap = count
-    async with endpoint_on(net, BOB):
+    async with wordy_bob(net):
         for data in first_flight(trio.current_time()):
             sent["in"] += len(data)
             spoof(net, MALLORY, data)
         await trio.sleep(5)
     assert sent["out"] <= 3 * sent["in"]
+
+
+def wordy_bob(net, **limits):
+    """Bob with a certificate of 6 KB, so that his first flight is more than three times a client's first datagram."""
+    key = Ed25519PrivateKey.generate()
+    certificate = make_certificate(key, common_name="bob", extensions={"2.25.1": bytes(6000)})
+    return open_endpoint(
+        *BOB,
+        credentials=Credentials(certificate, key),
+        alpn=ALPN,
+        verify_peer=name_of,
+        limits=Limits(**limits),
+        socket=net.socket(*BOB),
+        core=trio_quic_support.CORE,
+    )
+
+
+class Scales:
+    """Weighs what goes to and from Bob, by the other address."""
+
+    def __init__(self, net):
+        self.to: Counter[str] = Counter()
+        self.fro: Counter[str] = Counter()
+        net.tap = self
+
+    def __call__(self, data, source, destination):
+        if source == BOB:
+            self.fro[destination[0]] += len(data)
+        elif destination == BOB:
+            self.to[source[0]] += len(data)
+        return data
+
+
+async def everything_a_client_says(net) -> list[bytes]:
+    """All datagrams of a client that connects, talks and leaves: whole first flights and all that follows."""
+    said = []
+
+    def note(data, source, destination):
+        if source == ALICE:
+            said.append(data)
+        return data
+
+    net.tap = note
+    async with endpoint_on(net, ALICE) as alice, endpoint_on(net, BOB) as bob, trio.open_nursery() as nursery:
+        nursery.start_soon(serve_echo, bob)
+        for _ in range(3):
+            ours = await alice.connect(BOB)
+            assert await ask(ours, b"x" * 3000) == b"x" * 3000
+            await ours.aclose()
+        nursery.cancel_scope.cancel()
+    await trio.sleep(1)
+    return said
+
+
+@pytest.mark.parametrize("retry_above", [0, 4, 32])
+@pytest.mark.parametrize("seed", range(3))
+async def test_no_unproven_address_gets_more_than_three_times_its_bytes(autojump_clock, seed, retry_above):
+    """Whatever is said in its name: first flights, parts and repetitions of them, later packets, tokens, noise."""
+    net, noise = network(seed), random.Random(seed)
+    said = await everything_a_client_says(net)
+    scales = Scales(net)
+    async with wordy_bob(net, retry_above=retry_above, max_handshakes=64) as bob:
+        for number in range(60):
+            victim = (f"10.2.{number}.1", 1)
+            for _ in range(noise.randint(1, 12)):
+                data = bytearray(noise.choice(said))
+                kind = noise.random()
+                if kind < 0.2:
+                    data[noise.randrange(min(60, len(data)))] ^= noise.randrange(256)
+                elif kind < 0.3:
+                    data[1:5] = noise.randbytes(4)  # another version
+                elif kind < 0.4:
+                    data = bytearray(b"\x40" + noise.randbytes(noise.choice([20, 21, 43, 1199])))
+                for _ in range(noise.choice([1, 1, 1, 5])):
+                    spoof(net, victim, bytes(data))
+                await trio.sleep(noise.choice([0, 0, 0.01, 1]))
+        await trio.sleep(60)
+        assert bob.connections == 0
+    assert sum(scales.fro.values()) > 0, "the control: there were answers"
+    assert {
+        host: (scales.to[host], sent) for host, sent in scales.fro.items() if sent > 3 * scales.to[host]
+    } == {}
+
+
+async def test_a_borrowed_address_in_the_midst_of_a_connection_gets_no_flood(autojump_clock):
+    """Somebody on the way sends Alice's datagrams from elsewhere, and ahead of her own: a move, for all that Bob knows."""
+    net = network()
+    async with connected(net) as (ours, theirs), trio.open_nursery() as nursery:
+        mine, other = await stream_pair(ours, theirs)
+        await trio.sleep(1)
+        scales = Scales(net)
+
+        def borrow(data, source, destination):
+            if source == ALICE and len(scales.to) < 40:
+                fake = (f"10.3.{len(scales.to)}.1", 1)
+                scales(data, fake, BOB)
+                net._sockets[BOB].arrive(trio.current_time(), data, fake)
+            return scales(data, source, destination)
+
+        net.tap = borrow
+
+        async def answer_a_lot():
+            with suppress(trio.BrokenResourceError):
+                await other.send_last(b"x" * 200_000)
+
+        nursery.start_soon(answer_a_lot)
+        for _ in range(60):
+            with suppress(trio.BrokenResourceError):
+                await mine.send_all(b"more")
+            await trio.sleep(0.1)
+        nursery.cancel_scope.cancel()
+    borrowed = {host: (scales.to[host], sent) for host, sent in scales.fro.items() if host.startswith("10.3")}
+    assert borrowed, "the control: Bob did look whether Alice has moved"
+    assert {host: it for host, it in borrowed.items() if it[1] > 3 * it[0]} == {}
 
 
 async def test_under_a_flood_new_clients_prove_their_address_and_get_in(autojump_clock):

@@ -50,6 +50,7 @@ ALIKE = [
     test_hostile.test_every_client_may_be_asked_for_proof,
     test_hostile.test_connections_from_one_address_are_bounded_and_others_are_not_touched,
     test_hostile.test_connections_of_one_identity_are_bounded_and_others_are_not_touched,
+    test_hostile.test_a_borrowed_address_in_the_midst_of_a_connection_gets_no_flood,
     test_hostile.test_a_forged_reset_harms_nobody_and_answers_die_out,
     test_stream.test_bytes_survive_a_bad_network,
     test_stream.test_unread_streams_that_are_closed_give_their_credit_back,
@@ -70,6 +71,13 @@ def with_the_native_core(monkeypatch):
 @pytest.mark.parametrize("case", ALIKE, ids=lambda case: case.__name__)
 async def test_as_with_the_other_core(autojump_clock, case):
     await case(autojump_clock)
+
+
+@pytest.mark.parametrize("retry_above", [0, 4, 32])
+async def test_no_unproven_address_gets_more_than_three_times_its_bytes(autojump_clock, retry_above):
+    await test_hostile.test_no_unproven_address_gets_more_than_three_times_its_bytes(
+        autojump_clock, 1, retry_above
+    )
 
 
 @pytest.mark.parametrize("seed", range(4))
