@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, suppress
 
 import attrs
 import pytest
 import trio
 
-from magik_mesh import Accept, Call, CannotListen, Judgement, Node, PeerDown, Timings, open_node
+from magik_mesh import Accept, Call, CannotListen, Judgement, Node, PeerDown, PeerUp, Timings, open_node
 from magik_mesh.testing import config_of, identity_of, peers_of, until
 from magik_proto.identity import BootstrapPeer
+from trio_quic import open_udp_socket
 
 QUICK = Timings(idle_timeout=1.0, keep_alive=0.3, dial=1.0, redial=0.5, backoff_first=0.05, backoff_cap=0.4)
 METHOD = "/test/sum/1.0.0"
@@ -101,3 +102,56 @@ async def test_a_machine_alone_is_fine() -> None:
         node = await start(stack, 1, None)
         await node.publish("magik-fabric", b"nobody hears")
         assert (node.id, node.peers()) == (identity_of(1).peer_id, ())
+
+
+async def crossed_dials() -> int:
+    """Two machines that know of each other start at once; returns how many connections were refused for that."""
+    sockets = [open_udp_socket("127.0.0.1", 0, 1 << 20) for _ in range(2)]
+    async with AsyncExitStack() as stack:
+        nodes = []
+        for own, other in ((0, 1), (1, 0)):
+            config = attrs.evolve(
+                config_of(own + 1),
+                host="127.0.0.1",
+                port=sockets[own].address[1],
+                bootstrap=(BootstrapPeer(identity_of(other + 1).peer_id, *sockets[other].address),),
+                timings=QUICK,
+            )
+            node = await stack.enter_async_context(open_node(config, socket=sockets[own]))
+            node.handle(METHOD, own_id(node))
+            nodes.append(node)
+        a, b = nodes
+        events = [node.subscribe_peers() for node in nodes]
+        await until(lambda: all(len(peers_of(node)) == 1 for node in nodes))
+        assert await a.call(b.id, METHOD) == str(b.id)
+        assert await b.call(a.id, METHOD) == str(a.id)
+        await until(lambda: all(node._endpoint.connections == 1 for node in nodes))
+        await trio.sleep(0.1)
+        assert [len(peers_of(node)) for node in nodes] == [1, 1]
+        for channel, other in zip(events, (b, a), strict=True):
+            (event,) = drained(channel)  # it came up once, and never went
+            assert isinstance(event, PeerUp)
+            assert event.info.id == other.id
+        return sum(node.stats.connections_refused for node in nodes)
+
+
+def own_id(node: Node) -> Callable[[Call], Awaitable[object]]:
+    async def answer(_: Call) -> object:
+        return str(node.id)
+
+    return answer
+
+
+def drained(channel: trio.MemoryReceiveChannel[PeerUp | PeerDown]) -> list[PeerUp | PeerDown]:
+    events = []
+    with suppress(trio.WouldBlock):
+        while True:
+            events.append(channel.receive_nowait())
+    return events
+
+
+async def test_two_that_dial_each_other_at_once_have_one_connection() -> None:
+    crossed = 0
+    for _ in range(8):
+        crossed += await crossed_dials()
+    assert crossed > 0, "the control: some dials did cross"
