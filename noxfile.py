@@ -26,6 +26,7 @@ TESTING = (
     "pytest-cov>=5",
     "httpx>=0.27",
     "pycddl>=0.6",
+    "grpcio>=1.60",
 )
 
 
