@@ -9,6 +9,7 @@ peers (`DialPlan.narrow`): others are dialled only once, right after their conne
 from __future__ import annotations
 
 from collections.abc import Callable
+from heapq import nsmallest
 
 from attrs import define, field, frozen
 
@@ -73,6 +74,10 @@ class DialPlan:
     def _is_chosen(self, peer: PeerId) -> bool:
         return self._only is None or peer in self._only
 
+    def __len__(self) -> int:
+        """How many peers are wanted."""
+        return len(self._peers)
+
     def want(self, peer: PeerId, now: float, *, permanent: bool = False) -> None:
         """`peer` exists (a record was heard, or it is a bootstrap peer). Due at once if it is new."""
         if permanent or peer in self._peers or self._is_chosen(peer):
@@ -96,8 +101,10 @@ class DialPlan:
 
         Each is being dialled until told otherwise.
         """
+        if room <= 0:
+            return []
         due = [peer for peer, wanted in self._waiting() if wanted.next_at <= now]
-        chosen = sorted(due, key=lambda peer: (self._peers[peer].next_at, peer))[: max(0, room)]
+        chosen = nsmallest(room, due, key=lambda peer: (self._peers[peer].next_at, peer.raw))
         for peer in chosen:
             self._peers[peer].dialing = True
         return chosen

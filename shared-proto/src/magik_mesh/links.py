@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Generic, Protocol, TypeVar
+
 from attrs import define, field
 
 from magik_mesh.addresses import Address, text_of
@@ -49,26 +51,50 @@ class Link:
         """Whether a call is under way on it, either way."""
         return self.calls > 0 or self.slots.used > 0
 
+    @property
+    def useful(self) -> bool:
+        """Whether it has ever been the first to bring a gossip message that is good."""
+        return self.outbox.useful
+
     def close(self, code: int, reason: str) -> None:
         """Close from this side; waits for nothing."""
         self.ending = reason
         self.connection.close_now(code, reason)
 
 
+class Occupant(Protocol):
+    """What the policy looks at of a connection."""
+
+    last_used: float
+
+    @property
+    def peer(self) -> PeerId: ...
+
+    @property
+    def busy(self) -> bool: ...
+
+    @property
+    def useful(self) -> bool: ...
+
+
+LinkT = TypeVar("LinkT", bound=Occupant)
+
+
 @define
-class LinkTable:
+class Occupants(Generic[LinkT]):
     """The connections in use, under the policy of `max_connections`.
 
     - Own dials go on until three quarters of it are in use; the rest is for others who need us.
     - At the limit, a peer that has a call to make (in either direction), and a greeting peer that has less
       than half of the three quarters itself, are still taken: the least recently used connection without a
-      call under way makes room, of those that this node did not choose if there are any. All others are
-      answered "full".
+      call under way makes room, of those that this node did not choose if there are any, and of these one
+      that never brought news if there is one. All others are answered "full". So neither a crowd of newcomers
+      nor calls to strangers cost us the connections by which gossip comes.
     """
 
     maximum: int
     kept: frozenset[PeerId] = frozenset()  # whom this node chose: the last to make room
-    _links: dict[PeerId, Link] = field(factory=dict)
+    _links: dict[PeerId, LinkT] = field(factory=dict)
 
     def __len__(self) -> int:
         return len(self._links)
@@ -76,15 +102,15 @@ class LinkTable:
     def __contains__(self, peer: PeerId) -> bool:
         return peer in self._links
 
-    def get(self, peer: PeerId) -> Link | None:
+    def get(self, peer: PeerId) -> LinkT | None:
         """The connection with `peer`."""
         return self._links.get(peer)
 
-    def put(self, link: Link) -> None:
+    def put(self, link: LinkT) -> None:
         """Take `link` into use, in place of another with the same peer."""
         self._links[link.peer] = link
 
-    def remove(self, link: Link) -> bool:
+    def remove(self, link: LinkT) -> bool:
         """Take `link` out of use; False if another is in its place already."""
         if self._links.get(link.peer) is not link:
             return False
@@ -95,7 +121,7 @@ class LinkTable:
         """Everyone with whom there is a connection."""
         return tuple(self._links)
 
-    def all(self) -> tuple[Link, ...]:
+    def all(self) -> tuple[LinkT, ...]:
         """All connections in use."""
         return tuple(self._links.values())
 
@@ -114,7 +140,10 @@ class LinkTable:
             return True
         return links_of_peer < self.target // 2 and self.spare() is not None
 
-    def spare(self) -> Link | None:
-        """What to give up for another: the least recently used without a call under way, if there is one."""
+    def spare(self) -> LinkT | None:
+        """What to give up for another: see the class; None while a call is under way on every one."""
         idle = [link for link in self._links.values() if not link.busy]
-        return min(idle, key=lambda link: (link.peer in self.kept, link.last_used), default=None)
+        return min(idle, key=self._worth, default=None)
+
+    def _worth(self, link: LinkT) -> tuple[bool, bool, float]:
+        return (link.peer in self.kept, link.useful, link.last_used)

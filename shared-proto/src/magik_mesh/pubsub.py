@@ -29,6 +29,7 @@ from magik_proto.errors import RemoteProtocolError
 from magik_proto.gossip import Gossip
 from magik_proto.gossip_types import (
     Accept,
+    Deliver,
     FrameReceived,
     FramesDropped,
     GossipEvent,
@@ -63,6 +64,7 @@ class Outbox:
     stats: Stats
     overflowed: bool = False  # nothing more could be dropped: give the peer up
     dropped: bool = False  # frames were, since the gossip machine was told so
+    useful: bool = False  # the peer was the first to bring us a good message
     _frames: deque[tuple[bytes, bool]] = field(factory=deque)
     _bytes: int = 0
     _news: trio.Event = field(factory=trio.Event)
@@ -210,6 +212,9 @@ class PubSub:
                     self._post(peer, data, droppable)
                 case Validate():
                     self._queue(output)
+                case Deliver(source=peer):
+                    if (outbox := self._outboxes.get(peer)) is not None:
+                        outbox.useful = True
                 case Misbehaved(peer, reason):
                     self._stats.gossip_rejected += 1
                     self._log.warning("peer misbehaves in gossip", peer=str(peer), reason=reason)

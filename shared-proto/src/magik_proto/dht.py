@@ -114,11 +114,14 @@ class Dht:
 
     def next_timeout(self) -> float | None:
         """When to call `poll`."""
-        times = [search.lookup.next_timeout() for search in self._searches.values()]
-        times += [self._upkeep.due, self.store.next_timeout()]
-        oldest = next(iter(self._queries.values()), None)
-        times.append(None if oldest is None else oldest.deadline)
-        return min((time for time in times if time is not None), default=None)
+        times = [self._upkeep.due, self.store.next_timeout()]
+        for search in self._searches.values():
+            times.append(search.lookup.next_timeout())
+        for query in self._queries.values():  # the oldest is due first
+            times.append(query.deadline)
+            break
+        known = [time for time in times if time is not None]
+        return min(known) if known else None
 
     def receive(self, event: DhtEvent, now: float) -> list[DhtOutput]:
         """Take one event in."""

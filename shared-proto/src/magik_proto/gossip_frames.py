@@ -20,8 +20,8 @@ of Magik's messages do.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
-from typing import Any, TypeVar
+from collections.abc import Callable, Mapping
+from typing import Any, Final, TypeVar
 
 import attrs
 
@@ -71,23 +71,14 @@ def parse_frame(value: Any) -> Frame:
     """
     if not isinstance(value, dict):
         raise _malformed("a frame is a map")
-    return Frame(
-        subscribe=_list(value, "subscribe", MAX_TOPICS, lambda item: _pair(item, _topic, _boolean)),
-        publish=_list(value, "publish", MAX_MESSAGES, lambda item: _pair(item, _topic, _payload)),
-        ihave=_list(value, "ihave", MAX_TOPICS, lambda item: _pair(item, _topic, _ids)),
-        iwant=_ids(value.get("iwant", [])),
-        graft=_list(value, "graft", MAX_TOPICS, _topic),
-        prune=_list(value, "prune", MAX_TOPICS, lambda item: _pair(item, _topic, _seconds)),
-        idontwant=_ids(value.get("idontwant", [])),
-    )
+    return Frame(**{name: parse(value[name]) for name, parse in _FIELDS.items() if name in value})
 
 
 def _malformed(detail: str) -> RemoteProtocolError:
     return RemoteProtocolError("gossip.frame", detail)
 
 
-def _list(value: dict[Any, Any], key: str, limit: int, parse: Callable[[Any], T]) -> tuple[T, ...]:
-    items = value.get(key, [])
+def _list(items: Any, key: str, limit: int, parse: Callable[[Any], T]) -> tuple[T, ...]:
     if not isinstance(items, list | tuple) or len(items) > limit:
         raise _malformed(f"{key} is a list of at most {limit}")
     return tuple(parse(item) for item in items)
@@ -101,6 +92,22 @@ def _pair(item: Any, first: Callable[[Any], A], second: Callable[[Any], B]) -> t
     if not isinstance(item, list | tuple) or len(item) != 2:
         raise _malformed("expected a pair")
     return first(item[0]), second(item[1])
+
+
+def _subscription(item: Any) -> tuple[str, bool]:
+    return _pair(item, _topic, _boolean)
+
+
+def _message(item: Any) -> tuple[str, bytes]:
+    return _pair(item, _topic, _payload)
+
+
+def _told(item: Any) -> tuple[str, tuple[bytes, ...]]:
+    return _pair(item, _topic, _ids)
+
+
+def _pruned(item: Any) -> tuple[str, int]:
+    return _pair(item, _topic, _seconds)
 
 
 def _topic(item: Any) -> str:
@@ -133,3 +140,15 @@ def _ids(items: Any) -> tuple[bytes, ...]:
     if not all(isinstance(item, bytes) and len(item) == ID_SIZE for item in items):
         raise _malformed(f"an id is {ID_SIZE} bytes")
     return tuple(items)
+
+
+_FIELDS: Final[Mapping[str, Callable[[Any], Any]]] = {
+    "subscribe": lambda items: _list(items, "subscribe", MAX_TOPICS, _subscription),
+    "publish": lambda items: _list(items, "publish", MAX_MESSAGES, _message),
+    "ihave": lambda items: _list(items, "ihave", MAX_TOPICS, _told),
+    "iwant": _ids,
+    "graft": lambda items: _list(items, "graft", MAX_TOPICS, _topic),
+    "prune": lambda items: _list(items, "prune", MAX_TOPICS, _pruned),
+    "idontwant": _ids,
+}
+"""How each field is read; a frame has one of them, seldom two, and only those that are there cost anything."""

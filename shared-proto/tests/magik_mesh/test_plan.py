@@ -107,11 +107,13 @@ class TestDialPlan:
         assert not plan.is_wanted(SMALL)
 
 
-def link(seed: int, *, last_used: float = 0.0, calls: int = 0) -> Link:
+def link(seed: int, *, last_used: float = 0.0, calls: int = 0, useful: bool = False) -> Link:
     admitted = SimpleNamespace(peer=identity_of(seed).peer_id, roles=frozenset())
     unused = cast(Any, None)
-    slots = SimpleNamespace(used=0)
-    return Link(cast(Any, admitted), unused, unused, unused, cast(Any, slots), 0.0, 0, last_used, calls)
+    slots, outbox = SimpleNamespace(used=0), SimpleNamespace(useful=useful)
+    return Link(
+        cast(Any, admitted), unused, unused, cast(Any, outbox), cast(Any, slots), 0.0, 0, last_used, calls
+    )
 
 
 class TestLinkTable:
@@ -131,6 +133,14 @@ class TestLinkTable:
         spare = table.spare()
         assert spare is not None
         assert spare.peer == identity_of(2).peer_id
+
+    def test_who_brought_news_stays_and_the_strangers_go(self) -> None:
+        table = LinkTable(3)
+        for seed in range(3):
+            table.put(link(seed, last_used=10.0 + seed, useful=seed < 2))
+        spare = table.spare()
+        assert spare is not None
+        assert spare.peer == identity_of(2).peer_id  # though it was used last
 
     def test_nobody_is_spared_for_a_newcomer_while_all_are_busy(self) -> None:
         table = LinkTable(2)
