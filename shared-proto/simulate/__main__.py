@@ -1,5 +1,6 @@
 """Long simulations by hand: ``python shared-proto/simulate NAME [options]``, or ``nox -s simulate -- NAME …``.
 
+    scale       a fabric of many machines, under churn, loss, lies, sybils, sudden death and partition
     leadership  schedules of crashes, partitions and lost disks; counts overlapping leases and double votes
 
 Each takes ``--seed`` and prints one JSON object as its last line; ``NAME --help`` tells the rest.
@@ -11,8 +12,12 @@ import sys
 from collections.abc import Callable, Mapping
 
 import leadership_runs
+import scale_runs
 
-SIMULATIONS: Mapping[str, Callable[[list[str]], int]] = {"leadership": leadership_runs.main}
+SIMULATIONS: Mapping[str, Callable[[list[str]], int]] = {
+    "leadership": leadership_runs.main,
+    "scale": scale_runs.main,
+}
 
 
 def main(arguments: list[str]) -> int:

@@ -65,6 +65,7 @@ class Link:
 class Occupant(Protocol):
     """What the policy looks at of a connection."""
 
+    since: float
     last_used: float
 
     @property
@@ -86,10 +87,10 @@ class Occupants(Generic[LinkT]):
 
     - Own dials go on until three quarters of it are in use; the rest is for others who need us.
     - At the limit, a peer that has a call to make (in either direction), and a greeting peer that has less
-      than half of the three quarters itself, are still taken: the least recently used connection without a
-      call under way makes room, of those that this node did not choose if there are any, and of these one
-      that never brought news if there is one. All others are answered "full". So neither a crowd of newcomers
-      nor calls to strangers cost us the connections by which gossip comes.
+      than half of the three quarters itself, are still taken: one without a call under way makes room. It is
+      one that this node did not choose if there is such, then one that never brought news, then the newest:
+      so a crowd of newcomers, and calls to strangers, displace each other and not the connections by which
+      gossip comes. All others are answered "full".
     """
 
     maximum: int
@@ -145,5 +146,10 @@ class Occupants(Generic[LinkT]):
         idle = [link for link in self._links.values() if not link.busy]
         return min(idle, key=self._worth, default=None)
 
-    def _worth(self, link: LinkT) -> tuple[bool, bool, float]:
-        return (link.peer in self.kept, link.useful, link.last_used)
+    def _worth(self, link: LinkT) -> tuple[bool, bool, float, float]:
+        return (link.peer in self.kept, link.useful, -link.since, link.last_used)
+
+
+@define
+class LinkTable(Occupants[Link]):
+    """The connections of a node: see `Occupants`."""

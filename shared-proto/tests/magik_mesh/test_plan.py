@@ -107,12 +107,14 @@ class TestDialPlan:
         assert not plan.is_wanted(SMALL)
 
 
-def link(seed: int, *, last_used: float = 0.0, calls: int = 0, useful: bool = False) -> Link:
+def link(
+    seed: int, *, last_used: float = 0.0, calls: int = 0, useful: bool = False, since: float = 0.0
+) -> Link:
     admitted = SimpleNamespace(peer=identity_of(seed).peer_id, roles=frozenset())
     unused = cast(Any, None)
     slots, outbox = SimpleNamespace(used=0), SimpleNamespace(useful=useful)
     return Link(
-        cast(Any, admitted), unused, unused, cast(Any, outbox), cast(Any, slots), 0.0, 0, last_used, calls
+        cast(Any, admitted), unused, unused, cast(Any, outbox), cast(Any, slots), since, 0, last_used, calls
     )
 
 
@@ -141,6 +143,14 @@ class TestLinkTable:
         spare = table.spare()
         assert spare is not None
         assert spare.peer == identity_of(2).peer_id  # though it was used last
+
+    def test_a_crowd_of_newcomers_displaces_itself(self) -> None:
+        table = LinkTable(3)
+        for seed in range(3):
+            table.put(link(seed, since=float(seed)))
+        spare = table.spare()
+        assert spare is not None
+        assert spare.peer == identity_of(2).peer_id
 
     def test_nobody_is_spared_for_a_newcomer_while_all_are_busy(self) -> None:
         table = LinkTable(2)

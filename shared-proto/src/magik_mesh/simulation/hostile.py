@@ -19,7 +19,7 @@ from magik_proto.kademlia import Contact, K
 from magik_proto.messages import FABRIC_TOPIC
 from magik_proto.testing.network import Send
 
-_CALLS = 40  # honest machines that a sybil forces itself upon; with four to one that is 160 for each of those
+_CALLS = 30  # honest machines that a sybil forces itself upon: for each of those, 120 sybils
 
 
 class RoutingLiar(Machine):
@@ -96,7 +96,7 @@ class Sybil(Machine):
         *,
         lure: bool,
     ) -> None:
-        super().__init__(around, contact, known, evolve(around.knobs, max_connections=10 * _CALLS))
+        super().__init__(around, contact, known, evolve(around.knobs, max_connections=2 * _CALLS))
         self.gossip = SinkGossip(honest, lure=lure)
 
     def force(self, upon: list[PeerId], now: float) -> list[Send]:

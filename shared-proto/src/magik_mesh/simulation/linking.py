@@ -1,12 +1,14 @@
 """The connections of a simulated machine: `magik_mesh.connections` and `magik_mesh.dialer` without sockets.
 
-Who is dialled when, who is taken, who goes for another and which of two connections stays is decided by the
-same code as there: `DialPlan`, `Occupants` and `answer_hello`.
+Who is chosen, who is dialled when, who is taken, who goes for another and which of two connections stays is
+decided by the same code as there: `Neighbours`, `DialPlan`, `Occupants` and `answer_hello`. Brief
+connections (`magik_mesh.briefs`) cost the dialler a handshake and last until they are idle; the limit that
+the other side has for them is left out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from random import Random
 from typing import Any
 
@@ -16,13 +18,11 @@ from magik_mesh.arbitration import Answer, Standing, answer_hello
 from magik_mesh.config import MeshLimits, Timings
 from magik_mesh.dialing import DialPlan
 from magik_mesh.links import Occupants
+from magik_mesh.neighbours import Neighbours
 from magik_mesh.simulation.says import Accepted, Closed, Dial, Greet, Greeted
 from magik_proto.identity import PeerId
+from magik_proto.machine import below
 from magik_proto.testing.network import Send
-
-# Machines that one keeps in mind beyond its connections. The daemon's directory holds more
-# (`MeshLimits.known_peers`); fifty thousand of those would not fit into one process.
-KNOWN = 96
 
 
 @frozen
@@ -61,6 +61,15 @@ class _Dialing:
     early: list[Any] = field(factory=list)  # came before the answer to our hello
 
 
+@define(eq=False)
+class _Brief:
+    """A brief connection: being opened while there is a `deadline`."""
+
+    last_used: float
+    deadline: float | None = None
+    waiting: list[Any] = field(factory=list)
+
+
 class Linking:
     """Connections of one machine.
 
@@ -70,6 +79,7 @@ class Linking:
 
     __slots__ = (
         "_again",
+        "_briefs",
         "_count",
         "_dials",
         "_down",
@@ -80,6 +90,7 @@ class Linking:
         "_up",
         "due",
         "links",
+        "neighbours",
         "plan",
     )
 
@@ -101,16 +112,65 @@ class Linking:
         self._count = 0
         self._dials: dict[PeerId, _Dialing] = {}  # in the order of their deadlines
         self.links: Occupants[Wire] = Occupants(knobs.max_connections)
+        self._briefs: dict[PeerId, _Brief] = {}  # the longest not used first
         self.plan = DialPlan(knobs.timings, random.random)
+        self.neighbours = Neighbours(knobs.max_connections, lambda n: below(random, n))
         self.due: float | None = None  # when to call `poll`
 
     # -- what is wanted
 
-    def learn(self, peers: tuple[PeerId, ...], now: float) -> None:
-        """Machines that exist: to be dialled while there is room."""
+    def learn(self, peers: Iterable[PeerId], now: float) -> None:
+        """Machines that exist: to be dialled, if they are chosen or the fabric is small."""
         for peer in peers:
-            if (len(self.plan) < KNOWN or self.plan.is_wanted(peer)) and peer is not self._own:
+            if peer is not self._own:
                 self.plan.want(peer, now)
+
+    def choose(self, known: int, nearest: Sequence[PeerId], sample: Sequence[PeerId], now: float) -> None:
+        """`magik_mesh.tending`: whom to be connected with from now on; `known` are known to be alive."""
+        self.neighbours.observe(known)
+        chosen = self.neighbours.choose(nearest, sample, self.links.peers())
+        self.plan.narrow(chosen, now)
+        if chosen is None:
+            self.learn(sample, now)
+        self.links.kept = chosen or frozenset()
+
+    def let_go(self, now: float) -> list[Send]:
+        """Part with those whom this machine dialled, does not use and did not choose."""
+        sends: list[Send] = []
+        before = now - self._knobs.timings.spare
+        for link in self.links.all() if self.neighbours.large else ():
+            if (
+                link.dialled
+                and not link.busy
+                and link.last_used < before
+                and link.peer not in self.links.kept
+            ):
+                self._let_go(link, sends, now)
+        return sends
+
+    def ask(self, to: PeerId, message: Any, now: float) -> list[Send]:
+        """A call of the hash table: over the connection that there is, or a brief one."""
+        if to in self.links:
+            return self.send(to, message, now, call=True)
+        brief = self._briefs.pop(to, None)
+        if (
+            brief is not None
+            and brief.deadline is None
+            and now - brief.last_used < self._knobs.timings.brief_idle
+        ):
+            brief.last_used = now
+            self._briefs[to] = brief
+            return [Send(to, message, True)]
+        if brief is not None and brief.deadline is not None:
+            brief.waiting.append(message)
+            self._briefs[to] = brief
+            return []
+        while len(self._briefs) >= self._knobs.limits.briefs:
+            del self._briefs[next(iter(self._briefs))]
+        deadline = now + self._knobs.timings.dial
+        self._briefs[to] = _Brief(now, deadline, [message])
+        self._wake_by(deadline)
+        return [Send(to, Dial(True), True)]
 
     def send(self, to: PeerId, message: Any, now: float, *, call: bool = False) -> list[Send]:
         """Send to a machine, dialling it if there is no connection."""
@@ -142,6 +202,10 @@ class Linking:
             for peer in self.plan.take_due(now, room):
                 sends += self._dial(peer, now, urgent=False)
                 room -= 1
+        for peer, brief in list(self._briefs.items()):
+            if brief.deadline is not None and brief.deadline <= now:
+                del self._briefs[peer]
+                sends += self._failed(peer, brief.waiting, now)
         first_dial = next(iter(self._dials.values()), None)
         times = [
             None if first_dial is None else first_dial.deadline,
@@ -155,9 +219,11 @@ class Linking:
     def receive(self, source: PeerId, message: Any, now: float) -> list[Send]:
         """Take one of `says`' words of connections in."""
         match message:
-            case Dial():
-                return [Send(source, Accepted(), True)]
-            case Accepted():
+            case Dial(brief):
+                return [Send(source, Accepted(brief), True)]
+            case Accepted(True):
+                return self._on_brief(source, now)
+            case Accepted(False):
                 return self._greet(source, now)
             case Greet():
                 return self._on_greet(source, message, now)
@@ -166,6 +232,13 @@ class Linking:
             case Closed():
                 return self.lost(source, now, said=True)
         return []
+
+    def _on_brief(self, peer: PeerId, now: float) -> list[Send]:
+        brief = self._briefs.get(peer)
+        if brief is None:
+            return []
+        waiting, brief.waiting, brief.deadline = brief.waiting, [], None
+        return [Send(peer, message, True) for message in waiting]
 
     def stranger(self, source: PeerId, message: Any) -> list[Send]:
         """Something came over a connection that is not in use here: too early, or too late."""
@@ -270,11 +343,14 @@ class Linking:
         spare = self.links.spare()
         if spare is None:
             return False
-        self.links.remove(spare)
-        self.plan.lost(spare.peer, now, lasted=0.0)
-        sends.append(Send(spare.peer, Closed(), True))
-        sends += self._down(spare.peer, now)
+        self._let_go(spare, sends, now)
         return True
+
+    def _let_go(self, link: Wire, sends: list[Send], now: float) -> None:
+        self.links.remove(link)
+        self.plan.lost(link.peer, now, lasted=0.0)
+        sends.append(Send(link.peer, Closed(), True))
+        sends += self._down(link.peer, now)
 
     # -- as if it had been so for long
 

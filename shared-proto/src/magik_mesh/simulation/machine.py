@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from random import Random
 from typing import Any, Protocol
 from uuid import UUID
@@ -16,9 +17,11 @@ from magik_proto import gossip as g
 from magik_proto.dht import Dht
 from magik_proto.dht_types import Judged
 from magik_proto.identity import PeerId
-from magik_proto.kademlia import Contact
+from magik_proto.kademlia import Contact, position
 from magik_proto.messages import FABRIC_TOPIC, Tender
 from magik_proto.testing.network import Send
+
+SAMPLE = 32  # random machines that are remembered, as `magik_mesh.dht` does
 
 
 class Surroundings(Protocol):
@@ -95,6 +98,8 @@ class Machine:
     __slots__ = (
         "_around",
         "_calls",
+        "_key",
+        "_tend_s",
         "bytes_sent",
         "contact",
         "dht",
@@ -102,6 +107,8 @@ class Machine:
         "gossip",
         "linking",
         "queries_sent",
+        "sampled",
+        "tend_at",
         "trace",
         "trading",
     )
@@ -129,6 +136,10 @@ class Machine:
             again=self.receive,
         )
         self._calls: dict[int, PeerId] = {}
+        self._key = position(own)
+        self._tend_s = around.knobs.timings.tend
+        self.tend_at = self._tend_s * (1 + around.rng.random())
+        self.sampled: deque[Contact] = deque(maxlen=SAMPLE)
         self.trace: Trace | None = None
         self.frames_sent = self.bytes_sent = self.queries_sent = 0
         for peer in known:
@@ -150,17 +161,21 @@ class Machine:
         if isinstance(message, Word):
             return self.linking.receive(source, message, now)
         link = self.linking.links.get(source)
+        if link is None and isinstance(message, Asked | Told):
+            return self._on_call(source, message, now)  # over a brief connection
         if link is None:
             return self.linking.stranger(source, message)
         if type(message) is dict:
             return self._gossip(g.FrameReceived(source, message), now)
         link.last_used = now
-        match message:
-            case Asked():
-                return self._on_asked(source, message, now)
-            case Told():
-                return self._on_told(source, message, now)
+        if isinstance(message, Asked | Told):
+            return self._on_call(source, message, now)
         return self.trading.receive(source, message, now)
+
+    def _on_call(self, source: PeerId, message: Asked | Told, now: float) -> list[Send]:
+        if isinstance(message, Asked):
+            return self._on_asked(source, message, now)
+        return self._on_told(source, message, now)
 
     def poll(self, now: float) -> list[Send]:
         """Do what is due."""
@@ -168,15 +183,30 @@ class Machine:
         sends += self._dht_outputs(self.dht.poll(now), now)
         if (due := self.linking.due) is not None and due <= now:
             sends += self.linking.poll(now)
+        if self.tend_at <= now:
+            sends += self.tend(now)
         return sends + self.trading.poll(now)
 
     def next_timeout(self) -> float | None:
         """When to call `poll`."""
         least = self.gossip.next_timeout()
-        for time in (self.dht.next_timeout(), self.linking.due, self.trading.next_timeout()):
+        for time in (self.dht.next_timeout(), self.linking.due, self.trading.next_timeout(), self.tend_at):
             if time is not None and (least is None or time < least):
                 least = time
         return least
+
+    def tend(self, now: float) -> list[Send]:
+        """Think over whom to be connected with (`magik_mesh.tending`)."""
+        self.tend_at = now + self._tend_s * (0.75 + self._around.rng.random() / 2)
+        self.choose(now)
+        return self.linking.let_go(now) + self.linking.poll(now)
+
+    def choose(self, now: float) -> None:
+        """Choose whom to be connected with."""
+        table = self.dht.table
+        near = table.closest(self._key, self.linking.neighbours.close)
+        sample = [contact.peer for contact in (*self.sampled, *table.all())]
+        self.linking.choose(len(table), [contact.peer for contact in near], sample, now)
 
     def place(self, tender_id: UUID, replicas: int, now: float) -> list[Send]:
         """Have so many replicas of something placed."""
@@ -256,10 +286,8 @@ class Machine:
             match output:
                 case d.Ask(query, to, request):
                     sends += self._ask(query, to, request, now)
-                case d.Joined(closest) | d.Walked(closest):
-                    self.linking.learn(tuple(contact.peer for contact in closest), now)
-                    sends += self.linking.poll(now)
-                    self._around.saw_dht(self, output, now)
+                case d.Walked(peers):
+                    self.sampled.extendleft(peers[:2])
                 case _:
                     self._around.saw_dht(self, output, now)
         return sends
@@ -269,7 +297,7 @@ class Machine:
         self._calls[query] = to.peer
         if self.trace is not None and isinstance(request, d.Find) and request.key == self.trace.key:
             self.trace.asked(query, to.peer)
-        return self.linking.send(to.peer, Asked(query, request), now, call=True)
+        return self.linking.ask(to.peer, Asked(query, request), now)
 
     def _on_asked(self, source: PeerId, message: Asked, now: float) -> list[Send]:
         event = d.RequestReceived(self._around.contact(source), message.query, message.request)

@@ -13,11 +13,15 @@ from magik_proto.identity import PeerId
 
 
 class Dial(NamedTuple):
-    """The dialler's part of a handshake."""
+    """The dialler's part of a handshake; `brief`: for calls alone (`magik_mesh.briefs`)."""
+
+    brief: bool = False
 
 
 class Accepted(NamedTuple):
     """The other part."""
+
+    brief: bool = False
 
 
 class Greet(NamedTuple):

@@ -32,6 +32,8 @@ class Effort:
 
     tenders: int = 10
     lookups: int = 300
+    tender_wait_s: float = 10.0  # after the last one; what is delivered later is not delivered
+    lookup_wait_s: float = 20.0  # likewise
     churn_s: float = 60.0
     parted_s: float = 90.0  # longer than `Timings.forget_after`: the sides have forgotten each other
 
@@ -80,14 +82,21 @@ def honest(fabric: Fabric) -> list[Machine]:
     return [machine for machine in fabric.machines() if type(machine) is Machine]
 
 
+def _tenders(fabric: Fabric, effort: Effort, among: list[Machine]) -> Figures:
+    return measure.tenders(fabric, effort.tenders, among, wait_s=effort.tender_wait_s)
+
+
+def _lookups(fabric: Fabric, effort: Effort) -> Figures:
+    return measure.lookups(fabric, effort.lookups, honest(fabric), wait_s=effort.lookup_wait_s)
+
+
 # -- what happens
 
 
 def calm(fabric: Fabric, effort: Effort) -> Figures:
     """Nothing."""
-    found = measure.tenders(fabric, effort.tenders, honest(fabric))
-    found |= {"connections_before_lookups": measure.shape(fabric)["connections"]}
-    return found | measure.lookups(fabric, effort.lookups, honest(fabric)) | measure.shape(fabric)
+    found = _tenders(fabric, effort, honest(fabric))
+    return found | _lookups(fabric, effort) | measure.shape(fabric)
 
 
 def losing(share: float) -> Callable[[Fabric, Effort], Figures]:
@@ -126,8 +135,8 @@ def churn(fabric: Fabric, effort: Effort) -> Figures:
 
     fabric.later(fabric.network.now + pause, replace)
     fabric.run(fabric.network.now + effort.churn_s / 3)
-    found = measure.tenders(fabric, effort.tenders, honest(fabric))
-    found |= measure.lookups(fabric, effort.lookups, honest(fabric), wait_s=10.0)
+    found = _tenders(fabric, effort, honest(fabric))
+    found |= _lookups(fabric, effort)
     fabric.run(end + 10.0)
     return found | measure.shape(fabric) | _fresh(fabric, fresh)
 
@@ -157,7 +166,9 @@ def sybils(fabric: Fabric, effort: Effort) -> Figures:
     fabric.run(fabric.network.now + 15.0)
     names = dict.fromkeys(machine.peer for machine in good)
     wires = [sum(peer in names for peer in machine.linking.links.peers()) for machine in good]
-    first = measure.tenders(fabric, effort.tenders, good)
+    first = _tenders(fabric, effort, good)
+    later = _tenders(fabric, effort, good)  # by now scores tell who does not keep its word
+    first |= {f"later_{name}": later[name] for name in ("delivery", "s_to_99", "bids", "placed")}
     return first | {"honest_connections": sum(wires) / len(wires), "least_honest_connections": min(wires)}
 
 
@@ -166,9 +177,9 @@ def dying(fabric: Fabric, effort: Effort) -> Figures:
     for machine in fabric.some(int(DYING * len(fabric.first)), fabric.machines()):
         fabric.crash(machine.peer)
     at_once = measure.tenders(fabric, effort.tenders, honest(fabric), apart_s=0.1, wait_s=14.0)
-    after = measure.tenders(fabric, effort.tenders, honest(fabric))
-    lookups = measure.lookups(fabric, effort.lookups, honest(fabric))
-    return after | lookups | {f"at_once_{name}": at_once[name] for name in ("delivery", "s_to_99", "placed")}
+    after = _tenders(fabric, effort, honest(fabric))
+    after |= _lookups(fabric, effort)
+    return after | {f"at_once_{name}": at_once[name] for name in ("delivery", "s_to_99", "placed")}
 
 
 def parting(fabric: Fabric, effort: Effort) -> Figures:
@@ -177,7 +188,7 @@ def parting(fabric: Fabric, effort: Effort) -> Figures:
     side = fabric.some(len(everyone) // 2, everyone)
     heal = fabric.part([machine.peer for machine in side])
     fabric.run(fabric.network.now + effort.parted_s)
-    alone = measure.tenders(fabric, effort.tenders, side)
+    alone = _tenders(fabric, effort, side)
     heal()
     found: Figures = {"parted_delivery": alone["delivery"]}
     healed_at = fabric.network.now
@@ -185,8 +196,8 @@ def parting(fabric: Fabric, effort: Effort) -> Figures:
         fabric.run(healed_at + after_s)
         healed = measure.tenders(fabric, 2, honest(fabric), apart_s=0.5, wait_s=4.0)
         found[f"delivery_{after_s:g}_s_after"] = healed["delivery"]
-    last = measure.tenders(fabric, effort.tenders, honest(fabric))
-    return found | last | measure.lookups(fabric, effort.lookups, honest(fabric)) | measure.shape(fabric)
+    last = _tenders(fabric, effort, honest(fabric))
+    return found | last | _lookups(fabric, effort) | measure.shape(fabric)
 
 
 @frozen
