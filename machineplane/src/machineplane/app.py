@@ -35,6 +35,7 @@ from machineplane.fabric.pods import DeployError, PodKeeper
 from machineplane.fabric.remote import LogQuery, LogUnavailable, Remote
 from machineplane.fabric.sessions import ATTACH, EXEC, Sessions
 from machineplane.fabric.table import Table
+from machineplane.fabric.tombstones import Tombstones
 from machineplane.fabric.view import View
 from machineplane.imagepeers import ImagePeers
 from machineplane.keys import Credentials
@@ -61,7 +62,7 @@ from machineplane.scheduling.capacity import architecture, read_capacity
 from machineplane.scheduling.letters import Job
 from machineplane.scheduling.market import DeployFailed, Market
 from machineplane.scheduling.requirements import RequirementsError, priority_of, requirements_of
-from magik_mesh import Node, PeerDown
+from magik_mesh import Node, PeerDown, PeerUp
 from magik_proto import bidder
 from magik_proto.clock import HybridClock
 from magik_proto.identity import PeerId, format_address
@@ -164,6 +165,7 @@ class Machine:
             publish=self.market.dispose,
             roles=node.roles,
         )
+        self.tombstones = Tombstones(node, self.disposals.remembered, self.disposals.learn)
         self.guardian = Guardian(
             view=self.view,
             table=self.table,
@@ -318,9 +320,17 @@ class Machine:
             self.guardian.wake(ident)
 
     async def _watch_peers(self) -> None:
+        alone = False  # not at the start: then the daemon's own grace counts
         async for event in self.node.subscribe_peers():
-            if isinstance(event, PeerDown):
-                self.market.peer_gone(event.id)
+            match event:
+                case PeerDown(id=peer):
+                    self.market.peer_gone(peer)
+                    alone = len(self._alive()) == 1
+                case PeerUp(info=info):
+                    if alone:
+                        alone = False
+                        self.nursery.start_soon(self.guardian.rejoin)
+                    self.nursery.start_soon(self.tombstones.met, info.id)
             self.guardian.wake_all()
 
     async def _watch_runtime(self) -> None:

@@ -187,6 +187,29 @@ async def test_a_daemon_that_comes_back_first_looks_what_others_run(
         nursery.cancel_scope.cancel()
 
 
+async def test_a_machine_that_was_alone_first_hears_what_was_deleted_meanwhile(
+    world: World, autojump_clock: trio.testing.MockClock
+) -> None:
+    world.alive = [world.machine.id]
+    workload = record(deployment(), world.machine.identity)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(world.guardian.run)
+        world.guardian.take(workload)
+        await trio.sleep(20)
+        assert world.tenders == [("web", 3)]
+        world.alive.append(world.other.id)
+        nursery.start_soon(world.guardian.rejoin)
+        await trio.sleep(0.1)
+        for entry in world.other.table.entries("pod"):
+            world.other.table.remove(entry.key)  # as its disposal made there
+        mirror(world.view, world.other)
+        await trio.sleep(START_GRACE_S / 2)
+        assert world.tenders == [("web", 3)], "it does not bring back what may be gone for good"
+        await trio.sleep(START_GRACE_S)
+        assert world.tenders == [("web", 3)] * 2, "nobody has said so: it is wanted"
+        nursery.cancel_scope.cancel()
+
+
 async def test_the_younger_of_two_namesakes_is_disposed_of(
     world: World, autojump_clock: trio.testing.MockClock
 ) -> None:

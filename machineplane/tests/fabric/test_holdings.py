@@ -3,7 +3,7 @@
 import pytest
 from fabric_support import deployment, identity, record
 
-from machineplane.fabric.holdings import DISPOSAL_LIFE_S, Holdings, HoldingsFull
+from machineplane.fabric.holdings import TOMBSTONE_LIFE_S, Holdings, HoldingsFull
 from magik_proto.messages import Disposal
 from magik_proto.records import Workload
 from magik_proto.signing import sign
@@ -48,9 +48,9 @@ def test_a_disposed_workload_stays_away_for_its_life() -> None:
     holdings.offer(workload, 0.0)
     assert holdings.dispose(disposal_of(workload), 0.0)
     assert holdings.get(workload.uid) is None
-    assert not holdings.offer(workload, DISPOSAL_LIFE_S - 1)
+    assert not holdings.offer(workload, TOMBSTONE_LIFE_S - 1)
     assert not holdings.dispose(disposal_of(workload), 1.0)
-    assert holdings.offer(workload, DISPOSAL_LIFE_S + 1)
+    assert holdings.offer(workload, TOMBSTONE_LIFE_S + 1)
 
 
 def test_a_namesake_of_a_disposed_workload_is_another() -> None:

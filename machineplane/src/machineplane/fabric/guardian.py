@@ -147,6 +147,12 @@ class Guardian:
                 for uid in dirty:
                     self._look(UUID(uid), nursery)
 
+    async def rejoin(self) -> None:
+        """This machine was alone and is not any more: what it holds may be out of date, as after a start."""
+        self._started = trio.current_time()
+        self._made_here.clear()
+        await self._look_after_start()
+
     async def _look_after_start(self) -> None:
         await trio.sleep_until(self._started + START_GRACE_S)
         self.wake_all()

@@ -1,8 +1,9 @@
 """The signed manifests that this machine guards, and the workloads it knows to be disposed of.
 
 Memory only. A manifest comes from the API here, from a peer that wants it guarded, or from a pod that was found running
-after a restart. The newer one by (generation, stamp, author) wins. A disposed uid is remembered for ``DISPOSAL_LIFE_S`` and
-refuses every later manifest of that uid, so that a delete is not undone by a machine that had not heard of it.
+after a restart. The newer one by (generation, stamp, author) wins. A disposed uid is remembered for ``TOMBSTONE_LIFE_S``,
+far longer than it is told (``DISPOSAL_LIFE_S``), and refuses every later manifest of that uid, so that a delete is not
+undone by a machine that was away and had not heard of it.
 """
 
 from collections import OrderedDict
@@ -15,7 +16,9 @@ from magik_proto.records import Workload
 
 MANIFESTS_MAX = 1_000  # specs/machineplane-spec.md, Limits
 DISPOSALS_MAX = 10_000
-DISPOSAL_LIFE_S = 300.0
+DISPOSAL_LIFE_S = 300.0  # protocol.md: for so long everyone is told
+# Guess: how long a machine may be away and still learn what was deleted meanwhile. 10,000 of them take some 5 MB.
+TOMBSTONE_LIFE_S = 86_400.0
 
 
 class HoldingsFull(Exception):
@@ -59,16 +62,25 @@ class Holdings:
         """Stop guarding a manifest that others guard."""
         self._manifests.pop(uid, None)
 
-    def dispose(self, disposal: Disposal, now: float) -> bool:
-        """Remember a delete and drop its manifest; False where it was known. The oldest is forgotten at the cap."""
+    def dispose(self, disposal: Disposal, now: float, life_s: float = TOMBSTONE_LIFE_S) -> bool:
+        """Remember a delete for ``life_s`` and drop its manifest; False where it was known or its life is over.
+
+        The oldest is forgotten at the cap.
+        """
         self._expire(now)
-        if disposal.uid in self._disposed:
+        if disposal.uid in self._disposed or life_s <= 0:
             return False
         while len(self._disposed) >= self._disposals_max:
             self._disposed.popitem(last=False)
-        self._disposed[disposal.uid] = Tombstone(disposal, now + DISPOSAL_LIFE_S)
+        self._disposed[disposal.uid] = Tombstone(disposal, now + life_s)
         self._manifests.pop(disposal.uid, None)
         return True
+
+    def tombstone(self, uid: UUID, now: float) -> Disposal | None:
+        """The disposal of a workload, while it is remembered."""
+        self._expire(now)
+        found = self._disposed.get(uid)
+        return None if found is None else found.disposal
 
     def is_disposed(self, uid: UUID, now: float) -> bool:
         self._expire(now)

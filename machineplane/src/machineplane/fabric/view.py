@@ -103,6 +103,7 @@ class View:
         self.render: Callable[[str], Mapping[ObjectKey, Object]] = lambda group: {}
         self.on_change: Callable[[str], None] = lambda group: None
         self.on_disposal: Callable[[PeerId, bytes], None] = lambda peer, message: None
+        self.on_revival: Callable[[str], None] = lambda uid: None  # a peer shows what is disposed of
 
     def apply(self, peer: PeerId, delta: Delta) -> None:
         """Take a peer's (or the own) delta in; raises ValueError where an entry's content is malformed."""
@@ -227,6 +228,7 @@ class View:
         if entry.value is not None:
             pod = pod_entry(peer, uid, entry)
             self.pods.setdefault(pod.workload, {})[peer, uid] = pod
+            self._mind_disposed(peer, pod.workload)
             touched.append(pod.workload)
         for workload in touched:
             self._touch(workload, entry.stamp)
@@ -244,10 +246,15 @@ class View:
             resource = record.resource
             self.records.setdefault(uid, {})[peer] = record
             self._names.setdefault(resource, set()).add(uid)
+            self._mind_disposed(peer, uid)
         if not self.records.get(uid):
             self.records.pop(uid, None)
         self._touch(uid, entry.stamp)
         return [uid, *self._namesakes(uid, resource)]
+
+    def _mind_disposed(self, peer: PeerId, uid: str) -> None:
+        if uid in self.disposed and peer != self.own:
+            self.on_revival(uid)
 
     def _namesakes(self, uid: str, resource: ResourceId | None) -> list[str]:
         """Other uids of the name; the uid itself is taken off the name once nobody holds it any more."""
