@@ -220,10 +220,11 @@ class Node:
         return max(len(self._links) + 1, self._table.machine.size_estimate())
 
     async def _find(self, peer: PeerId) -> bool:
-        """Whether the hash table knows an address of a peer that we know none of."""
-        if self._presence.directory.addresses(peer):
+        """Whether the hash table knows how to reach a peer of which we have no record, a hint of an address at most."""
+        known = self._presence.directory.get(peer)
+        if known is not None and known.record is not None:
             return False
-        return bool(await self._table.find_peer(peer))
+        return bool(await self._table.find_peer(peer) or self._relaying.client.relays_of(peer))
 
     # -- topics
 
@@ -405,6 +406,7 @@ class Node:
             log=self._log,
             connected=self._links.peers,
             announce=self._announce,
+            store=lambda record: self._table.announce(record),
             on_news=lambda: self._dialer.wake(),
         )
 

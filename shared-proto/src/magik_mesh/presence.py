@@ -43,6 +43,7 @@ class Presence:
     log: FilteringBoundLogger
     connected: Callable[[], Collection[PeerId]]
     announce: Callable[[bytes], None]  # tell the fabric of a record
+    store: Callable[[bytes], None]  # have our record kept by the hash table
     on_news: Callable[[], None]  # the dial plan has grown
     large: bool = False  # the fabric is: few records go into hellos and exchanges
     _relays: tuple[PeerId, ...] = ()  # by whom we can be reached, when not by ourselves
@@ -75,6 +76,7 @@ class Presence:
         if relays != self._relays:
             self._relays = relays
             self._changed()
+            self.store(self._encoded)
 
     def some_records(self) -> tuple[bytes, ...]:
         """Records of others for a hello or an exchange: a random choice when there are many."""

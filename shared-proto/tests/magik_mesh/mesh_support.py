@@ -90,5 +90,6 @@ def record_of(seed: int, fabric: MemoryFabric) -> bytes:
         log=own.log,
         connected=tuple,
         announce=lambda _: None,
+        store=lambda record: None,
         on_news=lambda: None,
     ).own_record()

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import AsyncExitStack
+
 import pytest
 import trio
 from relay_support import ECHO, NatFabric, bootstrap, carried, joined
 from trio.testing import MockClock
 
 from magik_mesh import MeshError, Reach, RelayLimits
-from magik_mesh.testing import identity_of, until
+from magik_mesh.testing import identity_of, peers_of, until
 from magik_mesh.testing_nat import Filtering, Mapping
 
 
@@ -231,3 +233,28 @@ async def test_a_direct_path_that_dies_is_replaced(autojump_clock: MockClock) ->
         await until(lambda: relay.stats.circuits_relayed > before, 30)
         await until(lambda: joined(one, other) and not one.is_relayed(other.id), 10)
         assert await one.call(other.id, ECHO, 2) == 2
+
+
+async def test_in_a_fabric_of_more_machines_than_connections(autojump_clock: MockClock) -> None:
+    """Hidden machines that have no connection find each other, through relays that the caller may not know yet."""
+    fabric = NatFabric()
+    async with AsyncExitStack() as stack:
+        few = {"max_connections": 3}
+        public = [await stack.enter_async_context(fabric.public(seed, **few)) for seed in range(1, 6)]
+        hidden = [
+            await stack.enter_async_context(fabric.hidden(seed, Mapping.EACH, **few)) for seed in (11, 12)
+        ]
+        await until(lambda: all(node.relays for node in hidden), 30)
+        await trio.sleep(5)
+        for caller in hidden:
+            for callee in hidden:
+                if caller is not callee:
+                    assert await caller.call(callee.id, ECHO, 1, timeout=20) == 1
+                    assert caller.is_relayed(callee.id)
+        # Who has but a hint of where a machine is asks the hash table for its record, which names the relays.
+        target = hidden[0]
+        stranger = next(node for node in public if target.id not in peers_of(node))
+        known = stranger._presence.directory.get(target.id)
+        assert known is not None and known.record is not None and known.record.relays
+        known.record, known.observed = None, ("192.0.2.11", 9)
+        assert await stranger.call(target.id, ECHO, 2, timeout=20) == 2
