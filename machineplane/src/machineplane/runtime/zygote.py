@@ -20,7 +20,7 @@ from machineplane.runtime import cgroups
 from machineplane.runtime.crun.binding import LibcrunError, Library
 from machineplane.runtime.shim import calls
 from machineplane.runtime.shim.server import Shim
-from machineplane.runtime.shim.state import PRIVATE, process_start
+from machineplane.runtime.shim.state import PRIVATE, process_start, write_small
 from machineplane.runtime.shim.wire import MAX_MESSAGE, Message, WireError, decode, encode
 
 BACKLOG = 8
@@ -158,8 +158,7 @@ def _reap() -> None:
 
 
 def _name(text: str) -> None:
-    with open("/proc/self/comm", "w") as file:
-        file.write(text)
+    write_small("/proc/self/comm", text.encode())
 
 
 def _private_folder(pod_dir: str) -> str:
