@@ -1,5 +1,6 @@
 """One pod's life, with real containers."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -165,13 +166,29 @@ async def test_working_directory_cannot_leave_the_container(bench, pod):
         await runtime.stop_pod(status.uid)
 
 
-async def test_twenty_starts_and_stops_leave_nothing(bench, pod):
+def footprint(bench):
+    """Descriptors and bytes of private memory of the daemon and its zygote, and mounts and processes of the machine."""
+    found = {}
+    for name, pid in (("daemon", os.getpid()), ("zygote", bench.zygote.pid)):
+        found[f"{name} descriptors"] = len(os.listdir(f"/proc/{pid}/fd"))
+        rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
+        found[f"{name} KiB"] = sum(int(line.split()[1]) for line in rollup.splitlines() if "Private" in line)
+    found["mounts"] = len(Path("/proc/self/mountinfo").read_text().splitlines())
+    return found
+
+
+async def test_thirty_starts_and_stops_leave_nothing(bench, pod):
     async with bench.open() as runtime:
-        for _ in range(20):
+        for turn in range(30):
             status = await runtime.run_pod(pod("sleep 100"))
             assert (status.phase, status.containers[0].message) == ("Running", "")
             await runtime.stop_pod(status.uid, 0)
             assert bench.remains() == []
+            if turn == 9:  # caches are warm
+                before = footprint(bench)
+        after = footprint(bench)
+        grown = {name: after[name] - before[name] for name in before if after[name] > before[name]}
+        assert {name: count for name, count in grown.items() if "KiB" not in name or count > 1024} == {}
 
 
 async def test_logs_follow_until_the_end_and_with_time_stamps(bench, pod, log):

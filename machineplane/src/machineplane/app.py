@@ -31,7 +31,7 @@ from machineplane.fabric.holdings import Holdings, HoldingsFull
 from machineplane.fabric.manifests import Manifest
 from machineplane.fabric.nodes import Host, node_labels, node_object
 from machineplane.fabric.objects import render
-from machineplane.fabric.pods import DeployError, PodKeeper
+from machineplane.fabric.pods import DeployError, PodKeeper, PodState
 from machineplane.fabric.remote import LogQuery, LogUnavailable, Remote
 from machineplane.fabric.sessions import ATTACH, EXEC, Sessions
 from machineplane.fabric.table import Table
@@ -416,9 +416,16 @@ class _PodRuntime:
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
-        self.run_pod = runtime.run_pod
         self.stop_pod = runtime.stop_pod
         self.pods = runtime.pods
+
+    async def run_pod(
+        self, pod: dict[str, Any], attachment: bytes, *, engine: str, records: bytes
+    ) -> PodState:
+        try:
+            return await self._runtime.run_pod(pod, attachment, engine=engine, records=records)
+        except PodError as error:
+            raise DeployError(str(error)) from error
 
     def status(self, state: Any) -> dict[str, Any]:
         return pod_status_json(state)

@@ -171,9 +171,14 @@ class PodKeeper:
         self._pods[uid] = (pod, attachment)
         self._put(uid, {"phase": "Pending", "conditions": [], "startTime": rfc3339(self._wall())})
         self._events.record(pod, "Normal", "Scheduled", f"Awarded to machine {self._node_name}")
-        state = await self._runtime.run_pod(
-            pod, attachment.to_bytes(), engine=attachment.engine, records=records
-        )
+        try:
+            state = await self._runtime.run_pod(
+                pod, attachment.to_bytes(), engine=attachment.engine, records=records
+            )
+        except DeployError as error:  # the machine could not even begin
+            failures.append(f"{pod['metadata']['name']}: {error}")
+            self.gone(uid)
+            return
         self.report(state)
         if state.phase == "Failed":
             failures.append(f"{pod['metadata']['name']}: {state.reason} {state.message}".strip())

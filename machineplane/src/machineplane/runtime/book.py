@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import structlog
 from attrs import evolve
 
 from machineplane.runtime import policy, record
@@ -67,11 +68,21 @@ class PodBook:
         if fresh == self._record:
             return
         self._record = fresh
-        record.save(self.folder, fresh)
+        self._keep()
         if status != before:
             self._publish(status)
 
+    def _keep(self) -> None:
+        """Write the record. Where the disk takes nothing the pod goes on, and the next change writes it again."""
+        try:
+            record.save(self.folder, self._record)
+        except OSError as error:
+            log = structlog.get_logger(room="runtime")
+            log.error(
+                "pod-record-not-written", pod=self.status.name, folder=str(self.folder), error=str(error)
+            )
+
     def save(self) -> None:
-        """Write the record as it is (once, when the pod is new) and tell of it."""
+        """Write the record as it is (once, when the pod is new) and tell of it. Raises OSError."""
         record.save(self.folder, self._record)
         self._publish(self.status)

@@ -101,6 +101,16 @@ def oom_kills(groups: Cgroups, path: str) -> int:
     return 0
 
 
+def below(groups: Cgroups, path: str) -> list[str]:
+    """Names of the groups right below ``path``, in any hierarchy."""
+    found: set[str] = set()
+    for root in groups.hierarchies():
+        with contextlib.suppress(OSError):
+            folder = os.path.join(root, path.strip("/"))
+            found.update(name for name in os.listdir(folder) if os.path.isdir(os.path.join(folder, name)))
+    return sorted(found)
+
+
 def members(groups: Cgroups, path: str) -> set[int]:
     """Process ids in the groups at ``path`` and below it."""
     found: set[int] = set()

@@ -7,12 +7,13 @@ import ctypes.util
 import fcntl
 import os
 from collections.abc import Callable
+from functools import partial
 from typing import Protocol
 
 from attrs import frozen
 
 from machineplane.runtime.crun.locate import DEFAULT_PREFIX
-from machineplane.runtime.errors import EngineUnavailable
+from machineplane.runtime.errors import EngineUnavailable, HelperLost
 from machineplane.runtime.helper import HelperClient
 from machineplane.runtime.wasm.config import WASM, missing_wasmtime
 from machineplane.runtime.zygote_client import ZygoteReport
@@ -80,7 +81,13 @@ class CrunEngine:
         status = self.check()
         if not status.available:
             raise EngineUnavailable(f"crun: {status.reason}")
-        answer = await self._zygote.request("shim", uid=uid, pod_dir=pod_dir, socket=socket)
+        ask = partial(self._zygote.request, "shim", uid=uid, pod_dir=pod_dir, socket=socket)
+        try:
+            answer = await ask()
+        except HelperLost:
+            if self._zygote.lost.is_set():
+                raise
+            answer = await ask()  # it was killed, and there is another one
         return int(answer["pid"])
 
 

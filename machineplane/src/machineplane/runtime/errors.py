@@ -40,6 +40,10 @@ class PodExists(PodError):
     """A pod of that uid is here already."""
 
 
+class CannotKeep(PodError):
+    """The machine cannot keep what it must of a pod: its disk takes nothing more, or it has no descriptors left."""
+
+
 class PodSpecError(PodError):
     """The pod asks for something that this version does not do, or its spec is malformed. Names the field."""
 
@@ -70,11 +74,11 @@ def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]
 
 @contextmanager
 def single_fault() -> Iterator[None]:
-    """Turn a nursery's group of nothing but faults of this room into the first of them; others pass as they are."""
+    """Turn a nursery's group of nothing but this room's faults, or the system's, into the first; others pass."""
     try:
         yield
     except BaseExceptionGroup as group:
         leaves = list(_leaves(group))
-        if all(isinstance(leaf, RuntimeFault) for leaf in leaves):
+        if all(isinstance(leaf, RuntimeFault | OSError) for leaf in leaves):
             raise leaves[0] from group
         raise

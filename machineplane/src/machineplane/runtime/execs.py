@@ -57,12 +57,15 @@ async def open_exec(
     container_id = running_container(worker, container)
     if sum(map(len, request.command)) > MAX_COMMAND:
         raise SessionUnavailable(f"the command is longer than {MAX_COMMAND} characters")
-    stdio = make_stdio(request.wanted)
+    try:
+        stdio = make_stdio(request.wanted)
+    except OSError as error:  # no descriptors left
+        raise SessionUnavailable(f"no pipes can be made for the process: {error.strerror}") from error
     async with AsyncExitStack() as stack:
         stack.push_async_callback(stdio.aclose)
         try:
             number = await _run(stack, config, worker, container_id, request, stdio)
-        except HelperError as error:
+        except (HelperError, OSError) as error:
             raise SessionUnavailable(str(error)) from error
         link = worker.link
 

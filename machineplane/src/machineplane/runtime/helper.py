@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
+import structlog
 import trio
 
 from machineplane.runtime.errors import HelperError, HelperLost
@@ -13,6 +14,9 @@ from machineplane.runtime.shim.wire import MAX_MESSAGE, Message, WireError, deco
 
 REQUEST_TIMEOUT_S = 60.0
 """How long one request may take: making a container is 20 ms, and a machine under heavy load a hundred times slower."""
+
+RESTART_S = 1.0
+"""How long a restarted helper has for what was asked before: what its predecessor had taken in is never answered."""
 
 MAX_EVENTS = 256
 """Events not yet taken. Beyond it the connection counts as lost, and its user asks for the whole status again."""
@@ -48,6 +52,8 @@ class HelperClient:
                 async with self._send_lock:
                     await self._send(encode({"id": number, "op": op, **fields}), fds)
                 await arrived.wait()
+                if not box and not self.lost.is_set():
+                    await self._wait_again(number, box)
         except trio.TooSlowError as error:
             raise HelperLost(
                 f"{self._what} did not answer `{op}` within {REQUEST_TIMEOUT_S:.0f} s"
@@ -63,6 +69,13 @@ class HelperClient:
         if not box[0].get("ok"):
             raise HelperError(str(box[0].get("error", "refused without a reason")))
         return box[0]
+
+    async def _wait_again(self, number: int, box: list[Message]) -> None:
+        """The helper was restarted: what it had not taken in before its end, it answers now."""
+        arrived = trio.Event()
+        self._waiting[number] = (arrived, box)
+        with trio.move_on_after(RESTART_S):
+            await arrived.wait()
 
     async def _send(self, packet: bytes, fds: Sequence[int]) -> None:
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
@@ -82,6 +95,11 @@ class HelperClient:
                 arrived.set()
 
     def _dispatch(self, message: Message) -> None:
+        if message.get("event") == "restarted":
+            structlog.get_logger(room="runtime").warning("helper-restarted", helper=self._what)
+            for arrived, _ in self._waiting.values():
+                arrived.set()  # without an answer, as yet
+            return
         if "event" in message:
             self._events_in.send_nowait(message)
             return

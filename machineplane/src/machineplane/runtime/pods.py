@@ -14,7 +14,14 @@ from machineplane.runtime.bundle.supported import all_containers, is_sidecar
 from machineplane.runtime.changes import Change, Changes
 from machineplane.runtime.config import RuntimeConfig
 from machineplane.runtime.engine import CrunEngine, Engine, EngineStatus, KrunEngine, WasmEngine
-from machineplane.runtime.errors import MALFORMED, PodExists, PodNotFound, PodSpecError, StopFailed
+from machineplane.runtime.errors import (
+    MALFORMED,
+    CannotKeep,
+    PodExists,
+    PodNotFound,
+    PodSpecError,
+    StopFailed,
+)
 from machineplane.runtime.execs import ExecRequest, open_exec
 from machineplane.runtime.forward import open_connection
 from machineplane.runtime.helper import connected
@@ -28,6 +35,7 @@ from machineplane.runtime.images.service import open_images
 from machineplane.runtime.logs import LogOptions, read_logs
 from machineplane.runtime.network import PodNetwork
 from machineplane.runtime.record import PodRecord
+from machineplane.runtime.remains import remove_orphans
 from machineplane.runtime.services import ObjectLookup, Services, no_objects
 from machineplane.runtime.status import ContainerStatus, PodStatus
 from machineplane.runtime.worker import PodWorker
@@ -73,6 +81,7 @@ class Runtime:
 
         Raises:
             PodExists: a pod of this uid is here.
+            CannotKeep: the disk takes nothing more.
             PodSpecError: it lacks the uid, name or namespace by which it could be recorded.
         """
         name = engine or self._services.config.default_engine
@@ -84,12 +93,15 @@ class Runtime:
         worker = PodWorker(self._services, kept, records)
         try:
             worker.book.folder.mkdir(mode=0o700)
+            worker.book.save()
         except FileExistsError as error:
             raise PodExists(
                 f"the folder {worker.book.folder} is left of an earlier pod; remove it"
             ) from error
+        except OSError as error:
+            record.discard(worker.book.folder)
+            raise CannotKeep(f"the pod's folder {worker.book.folder} cannot be written: {error}") from error
         self._workers[uid] = worker
-        worker.book.save()
         if refusal:
             worker.book.fail(*refusal)
         self._nursery.start_soon(self._work, worker, False)
@@ -320,6 +332,7 @@ async def open_runtime(
             lookup=lookup,
         )
         runtime = Runtime(services, nursery)
+        await remove_orphans(services)
         runtime.adopt()
         collector = Collector(
             store=images, settings=settings.garbage, pinned=frozenset((config.pause_image,))

@@ -1,5 +1,6 @@
 """What the daemon keeps of a pod beside the shim's own state: ``pod.json`` in the pod's folder."""
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -32,6 +33,14 @@ def save(folder: Path, record: PodRecord) -> None:
     with open(fd, "w") as file:
         file.write(make_converter().dumps(record))
     fresh.replace(folder / _NAME)
+
+
+def discard(folder: Path) -> None:
+    """Remove a folder in which nothing but a record may be, without a descriptor: there may be none left."""
+    with contextlib.suppress(OSError):
+        for name in (_NAME, f"{_NAME}.new"):
+            (folder / name).unlink(missing_ok=True)
+        folder.rmdir()
 
 
 def load(folder: Path) -> PodRecord | None:

@@ -102,7 +102,10 @@ class PodWorker:
                 said = f"the helper process of this pod is gone ({error}); its containers were ended"
                 self.book.fail("ShimLost", said)
             self.leftovers = await self._sweep()
-        except RuntimeFault as error:
+        except (
+            RuntimeFault,
+            OSError,
+        ) as error:  # a full disk, too many open files: this pod's trouble, not the daemon's
             self.book.fail("CannotRun", str(error))
             self.leftovers = await self._sweep()
 
@@ -117,9 +120,12 @@ class PodWorker:
         try:
             sock = await connect(path)
         except HelperLost:
-            if not (adopted and self.book.record.verdict):
+            if not adopted or (self.book.record.infra_id and not self.book.record.verdict):
                 raise
-            await self._sweep()  # it had failed for good already: nothing was to be done but this
+            await self._sweep()
+            if self.book.record.verdict:  # it had failed for good already: nothing was to be done but this
+                return
+            await self._with_shim(adopted=False)  # the daemon died before the pod had begun: it begins now
             return
         async with connected(sock, f"the shim of pod {self.book.status.name}") as client:
             link = ShimLink(client)

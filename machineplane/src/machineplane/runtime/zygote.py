@@ -3,7 +3,10 @@
 ``python -m machineplane.runtime.zygote <socket fd> [<libcrun path> <version>]``. It lives in a mount namespace of its own
 with control groups prepared, holds libcrun loaded, and ends when the daemon's end of its socket closes. Shims go on.
 
-Requests: ``shim`` (uid, pod_dir, socket) → pid; ``sweep`` (processes, cgroup, paths) removes what a dead shim left.
+The process that was started only keeps the one that forks: where that is killed, it makes another of itself.
+
+Requests: ``shim`` (uid, pod_dir, socket) → pid; ``sweep`` (processes, cgroup) removes what a dead shim left; ``orphans``
+(parent, pods_dir, known) what belongs to no known pod. Event ``restarted``: what was asked before may not be answered.
 """
 
 import contextlib
@@ -14,9 +17,10 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Callable
 
 from machineplane.linux import libc
-from machineplane.runtime import cgroups
+from machineplane.runtime import cgroups, orphans
 from machineplane.runtime.crun.binding import LibcrunError, Library
 from machineplane.runtime.shim import calls
 from machineplane.runtime.shim.server import Shim
@@ -26,6 +30,13 @@ from machineplane.runtime.shim.wire import MAX_MESSAGE, Message, WireError, deco
 BACKLOG = 8
 PRIVATE_BYTES = 64 * 1024 * 1024
 """Bytes of a pod's private file system, a guess: Secrets and ConfigMaps of 1 MiB each, twice while they change."""
+MAX_NAMED = 100
+"""Orphans that an answer names; the rest is removed as well."""
+
+QUICK_S = 1.0
+MAX_QUICK = 5
+"""So many deaths of the forking child within a second each, one after the other, and no further one is made; guesses."""
+
 SWEEP_TIMEOUT_S = 5.0
 """How long killed processes have to go before a sweep says what is left."""
 
@@ -54,8 +65,9 @@ class Zygote:
 
     def _answer(self, request: Message) -> None:
         try:
-            if request["op"] == "sweep":
-                self._sweep_in_child(request)
+            chores = {"sweep": self._sweep, "orphans": self._orphans}
+            if request["op"] in chores:
+                self._in_child(request, chores[request["op"]])
                 return
             answer: Message = {"ok": True, "pid": self._shim(request)}
         except (KeyError, TypeError, ValueError) as error:
@@ -111,17 +123,23 @@ class Zygote:
 
     # -- what dead shims leave
 
-    def _sweep_in_child(self, request: Message) -> None:
+    def _in_child(self, request: Message, chore: Callable[[Message], Message]) -> None:
+        """Do what may take seconds in a child, so that others are served meanwhile."""
         if os.fork():
             return
-        answer: Message = {"ok": False, "error": "the sweep failed"}
+        answer: Message = {"ok": False, "error": f"the {request['op']} failed"}
         try:
-            answer = {"ok": True, "left": self._sweep(request)}
+            answer = {"ok": True, **chore(request)}
         finally:
             self._reply(request, answer)
             os._exit(0)
 
-    def _sweep(self, request: Message) -> list[str]:
+    def _orphans(self, request: Message) -> Message:
+        known = {str(uid) for uid in request["known"]}
+        what, left = orphans.remove(self._groups, str(request["parent"]), str(request["pods_dir"]), known)
+        return {"removed": what[:MAX_NAMED], "left": left[:MAX_NAMED]}
+
+    def _sweep(self, request: Message) -> Message:
         group = str(request["cgroup"])
         known = {int(pid): int(start) for pid, start in request["processes"]}
         deadline = time.monotonic() + SWEEP_TIMEOUT_S
@@ -130,25 +148,16 @@ class Zygote:
             alive = {
                 pid
                 for pid, start in known.items()
-                if start and process_start(pid) == start and not _dead(pid)
+                if start and process_start(pid) == start and orphans.running(pid)
             }
             targets = alive | cgroups.members(self._groups, group)
             for pid in targets:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             if not targets and cgroups.remove(self._groups, group):
-                return []
+                return {"left": []}
             time.sleep(0.02)
-        return [*sorted(f"process {pid}" for pid in targets), f"cgroup {group}"]
-
-
-def _dead(pid: int) -> bool:
-    """Whether a process has ended and only waits to be reaped."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            return file.read().rpartition(b")")[2].split()[0] in (b"Z", b"X")
-    except OSError:
-        return True
+        return {"left": [*sorted(f"process {pid}" for pid in targets), f"cgroup {group}"]}
 
 
 def _reap() -> None:
@@ -207,6 +216,23 @@ def _prepare() -> tuple[cgroups.Cgroups, str]:
         ), f"no mount namespace can be made ({problem.strerror}); is this root?"
 
 
+def _keep(control: socket.socket, library: Library | None, groups: cgroups.Cgroups) -> int:
+    """Serve in a child, and in another one where that was killed (for lack of memory, or by hand), until the daemon goes."""
+    quick = 0
+    while quick < MAX_QUICK:
+        began = time.monotonic()
+        child = os.fork()
+        if child == 0:
+            Zygote(control, library, groups).run()
+            os._exit(0)
+        if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0:
+            return 0
+        quick = quick + 1 if time.monotonic() - began < QUICK_S else 0
+        with contextlib.suppress(OSError):
+            control.send(encode({"event": "restarted"}))
+    return 1
+
+
 def main() -> None:
     """Entry of the process."""
     library, load_error = _load(sys.argv[2:])
@@ -226,7 +252,7 @@ def main() -> None:
     control.send(encode(hello))
     gc.collect()
     gc.freeze()  # what is there now stays shared between all shims
-    Zygote(control, library, groups).run()
+    sys.exit(_keep(control, library, groups))
 
 
 if __name__ == "__main__":

@@ -25,6 +25,9 @@ MAX_CONTAINERS = 64
 MAX_UNCLAIMED = 64
 """Exit codes kept of processes that no container is known for yet; the oldest goes."""
 
+IDLE_S = 60.0
+"""How long a shim without containers waits for a daemon, a guess: then it ends."""
+
 MAX_FDS = 3
 """Descriptors that come with one request; the kernel closes what is more."""
 
@@ -84,10 +87,16 @@ class Shim:
         self._selector.register(self._wake_reader, selectors.EVENT_READ, self._reap)
         self._save()
         while not self._done:
-            for key, _ in self._selector.select():
+            ready = self._selector.select(IDLE_S if self._idle() else None)
+            self._done = not ready and self._idle()
+            for key, _ in ready:
                 # An earlier event of this round may have closed the descriptor, and even given its number away.
                 if self._selector.get_map().get(key.fd) is key:
                     key.data()
+
+    def _idle(self) -> bool:
+        """Nothing runs and nobody is there: the daemon that asked for this shim died before it could use it."""
+        return not (self._containers or self._creating or self._clients)
 
     def _save(self) -> None:
         try:
