@@ -65,6 +65,16 @@ async def test_machines_that_run_replicas_already_are_the_last_to_get_more(autoj
         assert dict(finished.placed) == {c.id: 1}
 
 
+async def test_in_a_fabric_far_larger_than_the_sample_only_the_sample_bids(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with machines(3) as (_, (a, b, c)):
+        for node in (b.node, c.node):
+            monkeypatch.setattr(node, "size_estimate", lambda: 10**12)
+        finished = await a.market.place(job(a.identity, replicas=3))
+        assert dict(finished.placed) == {a.id: 3}
+
+
 async def test_a_machine_alone_runs_what_fits_on_it(autojump_clock: MockClock) -> None:
     async with machines(1) as (_, (a,)):
         finished = await a.market.place(job(a.identity, replicas=2))

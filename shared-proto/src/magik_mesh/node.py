@@ -216,8 +216,13 @@ class Node:
         return await self._table.closest(key)
 
     def size_estimate(self) -> int:
-        """About how many machines the fabric has, this one included."""
-        return max(len(self._links) + 1, self._table.machine.size_estimate())
+        """How many machines the fabric has, this one included.
+
+        Those that are connected, in a fabric of no more than `max_connections`; in a larger one an estimate by
+        the hash table, with an error of about 10 % after some minutes and 25 % before.
+        """
+        connected = len(self._links) + 1
+        return max(connected, self._table.machine.size_estimate()) if self._presence.large else connected
 
     async def _find(self, peer: PeerId) -> bool:
         """Whether the hash table knows how to reach a peer of which we have no record, a hint of an address at most."""

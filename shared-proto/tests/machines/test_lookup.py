@@ -5,7 +5,8 @@ import pytest
 from magik_proto.errors import LocalProtocolError
 from magik_proto.identity import PeerId
 from magik_proto.kademlia import Contact, RoutingTable, key_of
-from magik_proto.lookup import MAX_BLAME, Done, Lookup
+from magik_proto.lookup import MAX_BLAME, PATHS, Done, Lookup
+from magik_proto.machine import shuffled
 from magik_proto.testing.builders import peer
 from magik_proto.testing.seeded import SeededRandom
 
@@ -129,3 +130,51 @@ def test_a_lookup_finds_the_closest_of_a_fabric(seed: int, paths: int) -> None:
     number = int.from_bytes(target, "big")
     assert list(step.closest) == sorted(fabric, key=lambda c: c.place ^ number)[:20], f"seed {seed}"
     assert queries < 60
+
+
+class Hostile:
+    """Every fifth peer names only the nearest of its kind, all of whom it knows; honest ones know `known` others."""
+
+    def __init__(self, size: int, known: int, seed: int) -> None:
+        self.known = known
+        self.rng = SeededRandom(seed)
+        self.all = [Contact(PeerId(self.rng.getrandbits(256).to_bytes(32, "big"))) for _ in range(size)]
+        self.liars, self.honest = self.all[::5], [c for n, c in enumerate(self.all) if n % 5]
+        self.lying = {c.peer for c in self.liars}
+        self.tables: dict[PeerId, RoutingTable] = {}
+
+    def table(self, own: Contact) -> RoutingTable:
+        if own.peer not in self.tables:
+            table = self.tables[own.peer] = RoutingTable(own.peer)
+            for other in shuffled(self.rng, self.all)[: self.known]:
+                if other is not own:
+                    table.seen(other)
+        return self.tables[own.peer]
+
+    def answer(self, asked: Contact, key: bytes) -> list[Contact]:
+        target = int.from_bytes(key, "big")
+        if asked.peer in self.lying:
+            return sorted(self.liars, key=lambda c: c.place ^ target)[:20]
+        return self.table(asked).closest(key)
+
+    def look_up(self, number: int, paths: int) -> bool:
+        """Whether the nearest honest peer to some key is found."""
+        key = key_of(number.to_bytes(4, "big"))
+        target = int.from_bytes(key, "big")
+        start = self.honest[number % len(self.honest)]
+        lookup = Lookup(key, self.table(start).closest(key), paths=paths)
+        while not isinstance(step := lookup.next(0.0), Done):
+            for asked in step:
+                named = [c for c in self.answer(asked, key) if c is not start]
+                lookup.on_success(asked.peer, named, 0.0)
+        nearest = min((c for c in self.honest if c is not start), key=lambda c: c.place ^ target)
+        return nearest in step.closest
+
+
+def test_against_a_fifth_of_liars_one_path_is_too_few_and_those_of_a_lookup_that_matters_are_enough() -> None:
+    hostile = Hostile(600, known=60, seed=1)  # a tenth each: as thin as tables ever are
+    right = {paths: sum(hostile.look_up(number, paths) for number in range(100)) for paths in (1, PATHS)}
+    assert right[1] < 90
+    assert right[PATHS] >= 98
+    hostile = Hostile(600, known=150, seed=1)
+    assert sum(hostile.look_up(number, PATHS) for number in range(100)) == 100

@@ -14,6 +14,7 @@ from magik_mesh.testing import (
     identity_of,
     memory_fabric,
     peers_of,
+    until,
 )
 from magik_proto.dht_types import Find
 
@@ -66,6 +67,7 @@ async def test_the_seed_may_go_and_a_large_fabric_has_few_connections(autojump_c
         fabric.cut(fabric.nodes[0])
         await trio.sleep(40.0)
         assert all(1 <= len(peers_of(node)) <= 4 for node in fabric.nodes[1:])
+        assert all(12 <= node.size_estimate() <= 16 for node in fabric.nodes[1:])
         late = config_of(15, bootstrap=bootstrap_to(9), max_connections=4, limits=FEW)
         async with fabric.open(late) as newcomer:
             for node in fabric.nodes[1:14]:
@@ -82,3 +84,19 @@ async def test_garbage_in_a_find_is_refused_and_nothing_else(autojump_clock: Moc
                 await other.call(node.id, "/magik/dht/find/1.0.0", body)
         answer = await other.call(node.id, "/magik/dht/find/1.0.0", {"key": Find(bytes(32)).key})
         assert answer == {"peers": []}
+
+
+async def test_a_mesh_that_was_split_for_long_heals_without_any_bootstrap_peer(
+    autojump_clock: MockClock,
+) -> None:
+    async with memory_fabric(4) as fabric:
+        await fabric.connected()
+        away = fabric.nodes[3]
+        fabric.cut(away)
+        await until(lambda: not peers_of(away), 20.0)
+        fabric.cut(fabric.nodes[0])  # whom all of them know from their configuration
+        await trio.sleep(400.0)
+        others = fabric.nodes[1:3]
+        assert all(away.id not in {info.id for info in node.peers()} for node in others), "it is forgotten"
+        fabric.mend(away)
+        await until(lambda: sorted(peers_of(away)) == sorted(node.id for node in others), 100.0)

@@ -94,7 +94,9 @@ class Market:
     async def place(self, job: Job) -> a.Finished:
         """Hold one auction and return when every replica is placed or given up."""
         tender_id = uuid4()
-        auction = a.Auction(tender_id, job.replicas, taken=job.taken, expected_bidders=len(self._live()) + 1)
+        auction = a.Auction(
+            tender_id, job.replicas, taken=job.taken, expected_bidders=self._node.size_estimate()
+        )
         send, inbox = trio.open_memory_channel[a.AuctionEvent](INBOX)
         self._auctions[tender_id] = send
         try:
@@ -232,7 +234,7 @@ class Market:
         self._bidder_takes(event)
 
     def _consider(self, tender: Tender) -> None:
-        self._bidder_takes(b.TenderSeen(tender, len(self._live()) + 1))
+        self._bidder_takes(b.TenderSeen(tender, self._node.size_estimate()))
 
     def _bidder_takes(self, event: b.BidderEvent) -> list[b.BidderOutput]:
         outputs = self._bidder.receive(event, trio.current_time())
@@ -306,9 +308,6 @@ class Market:
             self._log.info("event-lost", owner=str(award.owner_identity), error=str(error))
 
     # -- what comes from peers
-
-    def _live(self) -> list[PeerId]:
-        return [info.id for info in self._node.peers() if info.connected]
 
     def _checked(self, cls: type[M], call: Call, role: str) -> M:
         """The call's message if it is the caller's own, well-formed, signed, allowed and fresh; else CallRefused."""
