@@ -39,6 +39,10 @@ from .lean import LeanConnection
 from .lean_stream import LeanStream
 from .tls import CertificateCheck, short_reason
 
+# The peer is told of new credit for the connection when it is this part of the window: a guess, a frame in half a
+# megabyte.
+_TELL = 8
+
 _OVER = frozenset({QuicConnectionState.CLOSING, QuicConnectionState.DRAINING, QuicConnectionState.TERMINATED})
 
 
@@ -62,6 +66,12 @@ class AioquicCore:
         self._accounts: dict[int, LeanStream] = {}
         self._consumed = 0
         self._own_streams = 0
+        self._first_window = self._limits.first_window
+        streams = 2 * self._limits.max_streams * self._first_window
+        # What streams may be given beyond their first windows. All their windows together and the credit that was not
+        # yet told are never more than the connection's window: it is never what a stream waits for.
+        window = self._limits.connection_window
+        self._spare = max(0, window - window // _TELL - streams)
 
     # -- datagrams and time
 
@@ -255,15 +265,20 @@ class AioquicCore:
         """The application has read ``count`` bytes. Returns whether the peer is to be told of new credit."""
         stream = self._accounts[stream_id]
         stream.credited += count
-        limit, news = stream.credited + self._limits.stream_window, False
-        if (
-            limit - stream.max_stream_data_local >= self._limits.stream_window // 2
-            and not stream.receiver.is_finished
-        ):
-            stream.max_stream_data_local = limit
+        window = stream.window or self._first_window
+        limit, news = stream.credited + window, False
+        if limit - stream.max_stream_data_local >= window // 2 and not stream.receiver.is_finished:
+            stream.max_stream_data_local = limit + self._widen(stream, window)
             self._quic.announce(stream)
             news = True
         return self._credit(count) or news
+
+    def _widen(self, stream: LeanStream, window: int) -> int:
+        """Double the window of a stream that is read, as far as there is to spare. Returns the difference."""
+        more = min(window, self._limits.stream_window - window, self._spare)
+        self._spare -= more
+        stream.window = window + more
+        return more
 
     def drain(self, stream_id: int) -> None:
         """Nobody will read this stream: credit what has come and what will come."""
@@ -310,7 +325,7 @@ class AioquicCore:
     def _credit(self, count: int) -> bool:
         self._consumed += count
         limit = self._consumed + self._limits.connection_window
-        if limit - self._quic._local_max_data.value < self._limits.connection_window // 2:
+        if limit - self._quic._local_max_data.value < self._limits.connection_window // _TELL:
             return False
         self._quic._local_max_data.value = limit
         return True
@@ -325,6 +340,8 @@ class AioquicCore:
 
     def _free(self, stream_id: int, stream: LeanStream) -> None:
         del self._accounts[stream_id]
+        if stream.window:
+            self._spare += stream.window - self._first_window
         self._settle(stream)
         if stream_is_client_initiated(stream_id) == self._is_client:
             self._own_streams -= 1

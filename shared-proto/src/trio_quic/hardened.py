@@ -32,7 +32,7 @@ def quic_configuration(config: CoreConfig, *, is_client: bool) -> QuicConfigurat
         is_client=is_client,
         max_data=config.limits.connection_window,
         max_datagram_size=config.limits.datagram_size,
-        max_stream_data=config.limits.stream_window,
+        max_stream_data=config.limits.first_window,
         private_key=config.credentials.private_key,
         supported_versions=[VERSION],
     )

@@ -17,6 +17,8 @@ class LeanStream(QuicStream):
 
     credited = 0
     """Received bytes that were credited back to the peer."""
+    window = 0
+    """How many bytes more than were credited the peer may send; 0: the first window still."""
     drained = False
     """Nobody reads any more: whatever arrives is credited at once."""
     let_go = False

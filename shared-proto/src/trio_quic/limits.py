@@ -56,11 +56,12 @@ class Limits:
     of it."""
 
     stream_window: int = attrs.field(default=256 * KIB, validator=validators.ge(1024))
-    """Received bytes of one stream that the application has not read. At it, the peer's stream waits."""
+    """Received bytes of one stream that the application has not read. At it, the peer's stream waits. A stream begins
+    with ``first_window`` and gets more as it is read."""
 
     connection_window: int = attrs.field(default=4 * MIB, validator=validators.ge(1024))
-    """Received bytes of all streams of a connection that were not read. At it, all of the peer's streams
-    wait.
+    """Received bytes of all streams of a connection that were not read. The streams' windows share it: streams that
+    nobody reads never use up what others need. At it, streams get no more than ``first_window``.
     """
 
     send_buffer: int = attrs.field(default=256 * KIB, validator=validators.ge(1024))
@@ -72,6 +73,13 @@ class Limits:
     socket_buffer: int = attrs.field(default=2 * MIB, validator=validators.ge(4 * KIB))
     """Receive and send buffers asked of the kernel for a UDP socket that the endpoint opens; the kernel may
     give less. At it, the kernel drops datagrams, which QUIC repeats."""
+
+    @property
+    def first_window(self) -> int:
+        """The window of a stream of which nothing was read yet: all streams that may be open take up half of the
+        connection's. (At least 1 KiB; with so small a connection's window the streams may wait for each other.)
+        """
+        return max(1024, min(self.stream_window, self.connection_window // (4 * self.max_streams)))
 
     def __attrs_post_init__(self) -> None:
         if self.keep_alive is not None and not 0 < self.keep_alive < self.idle_timeout:

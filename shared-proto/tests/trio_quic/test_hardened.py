@@ -65,14 +65,23 @@ async def test_a_server_cannot_send_us_to_another_address(autojump_clock):
 
 
 async def test_credit_is_what_was_consumed_and_no_more_whatever_arrives(autojump_clock):
-    limits = Limits(stream_window=64 * 1024, connection_window=256 * 1024)
+    limits = Limits(stream_window=64 * 1024, connection_window=256 * 1024, max_streams=4)
     async with connected(network(), limits=limits) as (ours, theirs), trio.open_nursery() as nursery:
         mine, other = await stream_pair(ours, theirs)
-        nursery.start_soon(mine.send_all, bytes(150_000))
+        nursery.start_soon(mine.send_all, bytes(400_000))
         await trio.sleep(5)
         quic = theirs._core._quic
-        assert quic._streams[other.id].max_stream_data_local == limits.stream_window
+        stream = quic._streams[other.id]
+        assert stream.max_stream_data_local == limits.first_window
         assert quic._local_max_data.value == limits.connection_window
-        await other.receive_some(40_000)
-        assert quic._streams[other.id].max_stream_data_local == limits.stream_window + 40_001
+        consumed = 1
+        while consumed < 300_000:
+            consumed += len(await other.receive_some(40_000))
+            assert stream.max_stream_data_local <= consumed + limits.stream_window
+            await trio.sleep(1)
+            assert stream.receiver.highest_offset - consumed <= limits.stream_window
+        assert (
+            stream.max_stream_data_local > consumed + limits.stream_window // 2
+        )  # it has got its full window
+        assert quic._local_max_data.value <= consumed + limits.connection_window
         nursery.cancel_scope.cancel()

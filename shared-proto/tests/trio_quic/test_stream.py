@@ -5,7 +5,7 @@ import trio
 from trio.testing import check_half_closeable_stream
 from trio_quic_support import connected, network, read_all, stream_pair
 
-from trio_quic import ConnectionLost, Limits, Stream, StreamReset
+from trio_quic import ConnectionLost, Limits, StreamReset
 
 
 async def test_trios_own_check(autojump_clock):
@@ -40,7 +40,9 @@ async def test_bytes_survive_a_bad_network(autojump_clock):
 
 
 async def test_a_sleeping_reader_holds_the_sender_back_and_loses_nothing(autojump_clock):
-    limits = Limits(send_buffer=32 * 1024, stream_window=64 * 1024, connection_window=256 * 1024)
+    limits = Limits(
+        send_buffer=32 * 1024, stream_window=64 * 1024, connection_window=256 * 1024, max_streams=4
+    )
     sent = bytes(range(256)) * 4096
     async with connected(network(), limits=limits) as (ours, theirs), trio.open_nursery() as nursery:
         mine, other = await stream_pair(ours, theirs)
@@ -54,7 +56,7 @@ async def test_a_sleeping_reader_holds_the_sender_back_and_loses_nothing(autojum
         nursery.start_soon(send)
         await trio.sleep(60)
         assert not done.is_set()
-        assert len(other._received) == limits.stream_window - 1  # one byte of the window announced the stream
+        assert len(other._received) == limits.first_window - 1  # one byte of the window announced the stream
         assert ours._core.buffered(mine.id) <= limits.send_buffer
         begin = b""
         for enough in range(60_000, 300_001, 60_000):  # reads a little, and sleeps again
@@ -67,22 +69,50 @@ async def test_a_sleeping_reader_holds_the_sender_back_and_loses_nothing(autojum
         assert done.is_set()
 
 
-async def test_many_sleeping_readers_share_the_connections_window(autojump_clock):
-    limits = Limits(send_buffer=64 * 1024, stream_window=64 * 1024, connection_window=160 * 1024)
+@pytest.mark.parametrize("read_before", [0, 300_000], ids=["never-read", "read-and-then-left"])
+async def test_readers_asleep_keep_nothing_from_others_and_lose_nothing(autojump_clock, read_before):
+    """As many streams as may be open, all but one left unread: they cost at most the connection's window, and the one that
+    is read goes on.
+    """
+    limits = Limits(max_streams=24, connection_window=1024 * 1024)
+    size = read_before + 400_000
     async with connected(network(), limits=limits) as (ours, theirs), trio.open_nursery() as nursery:
-        pairs = [await stream_pair(ours, theirs) for _ in range(5)]
-
-        async def send(stream: Stream):
-            await stream.send_all(b"x" * 200_000)
-            await stream.send_eof()
-
+        pairs = [await stream_pair(ours, theirs) for _ in range(limits.max_streams)]
         for mine, _ in pairs:
-            nursery.start_soon(send, mine)
+            nursery.start_soon(mine.send_last, b"x" * size)
+        counts = [0] * len(pairs)
+
+        async def read(number: int, enough: int) -> None:
+            while counts[number] < enough:
+                counts[number] += len(await pairs[number][1].receive_some())
+
+        async with trio.open_nursery() as readers:
+            for number in range(len(pairs)):
+                readers.start_soon(read, number, read_before)
         await trio.sleep(60)
-        held = sum(len(other._received) for _, other in pairs)
-        assert 150 * 1024 < held <= limits.connection_window
-        for _, other in pairs:
-            nursery.start_soon(read_all, other)
+        assert sum(len(other._received) for _, other in pairs) <= limits.connection_window
+        with trio.fail_after(5):
+            await read(0, size)
+        assert await pairs[0][1].receive_some() == b""
+        async with trio.open_nursery() as readers:
+            for number in range(1, len(pairs)):
+                readers.start_soon(read, number, size)
+        assert counts == [size] * len(pairs)
+
+
+async def test_windows_are_given_back_with_their_streams(autojump_clock):
+    async with connected(network()) as (ours, theirs):
+        spare = theirs._core._spare
+        for _ in range(30):
+            mine, other = await stream_pair(ours, theirs)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(mine.send_last, b"x" * 300_000)
+                assert len(await other.receive_all(300_000)) == 300_000
+            assert theirs._core._spare < spare
+            await other.aclose()
+            await mine.aclose()
+            await trio.sleep(1)
+        assert theirs._core._spare == spare
 
 
 async def test_unread_streams_that_are_closed_give_their_credit_back(autojump_clock):
