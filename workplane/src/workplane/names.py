@@ -1,0 +1,134 @@
+"""The names of a fabric's services, and DNS answers about them. No I/O; messages are read and written by dnslib.
+
+Names are those of Kubernetes: ``SERVICE.NAMESPACE.svc.DOMAIN``, ``POD.SERVICE.NAMESPACE.svc.DOMAIN`` for the pods of a
+StatefulSet, and, of our own, ``leader.SERVICE.NAMESPACE.svc.DOMAIN``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from ipaddress import IPv4Address
+from typing import Final
+
+from attrs import field, frozen
+from dnslib import OPCODE, QTYPE, RCODE, RR, SOA, SRV, A, DNSError, DNSRecord
+
+TTL_S: Final = 5
+"""As Kubernetes' own DNS: a name's address does not change here, but the name may go."""
+UDP_BYTES: Final = 512
+"""Of an answer by UDP, where the question does not say that it takes more (RFC 1035, 4.2.1)."""
+MAX_UDP_BYTES: Final = 1232
+"""Of any answer by UDP: what no path has to take apart (DNS flag day 2020)."""
+
+
+@frozen
+class ServiceName:
+    """A name within the fabric's domain; `part` is a pod's name or ``leader``."""
+
+    service: str
+    namespace: str
+    part: str = ""
+
+
+@frozen
+class Found:
+    """What stands under a name: addresses, and for each named port (``_web._tcp``) its number."""
+
+    addresses: tuple[IPv4Address, ...]
+    ports: Mapping[tuple[str, str], int] = field(factory=dict)
+
+
+Lookup = Callable[[ServiceName], Found | None]
+"""None: there is no such service."""
+
+
+def parse_name(name: str, domain: str) -> ServiceName | None:
+    """The service that a name means; None for a name that is not one below ``svc.DOMAIN``."""
+    suffix = f".svc.{domain}"
+    lower = name.rstrip(".").lower()
+    if not lower.endswith(suffix):
+        return None
+    labels = lower.removesuffix(suffix).split(".")
+    match labels:
+        case [service, namespace]:
+            return ServiceName(service, namespace)
+        case [part, service, namespace]:
+            return ServiceName(service, namespace, part)
+    return None
+
+
+def is_ours(name: str, domain: str) -> bool:
+    """Whether a name is below the fabric's domain: such names are never asked of others."""
+    lower = name.rstrip(".").lower()
+    return lower == domain or lower.endswith(f".{domain}")
+
+
+@frozen
+class Question:
+    """A question that can be answered or passed on; `room` is what an answer by UDP may have, in bytes."""
+
+    record: DNSRecord
+    name: str
+    room: int
+
+
+def read_question(message: bytes) -> Question | None:
+    """The one question of a message; None for what is no question that anybody has to answer."""
+    try:
+        record = DNSRecord.parse(message)
+    except (DNSError, ValueError, IndexError, UnicodeError):
+        return None
+    if record.header.qr or record.header.opcode != OPCODE.QUERY or len(record.questions) != 1:
+        return None
+    told = [rr.edns_len for rr in record.ar if rr.rtype == QTYPE.OPT]
+    room = min(max([UDP_BYTES, *told]), MAX_UDP_BYTES)
+    return Question(record, str(record.q.qname), room)
+
+
+def answer(question: Question, domain: str, lookup: Lookup) -> bytes | None:
+    """The answer to a question about a name of ours; None if the name is somebody else's."""
+    if not is_ours(question.name, domain):
+        return None
+    reply = question.record.reply(ra=1, aa=1)
+    port, name = _port_of(question.name)
+    service = parse_name(name, domain)
+    found = None if service is None else lookup(service)
+    if found is None or (port is not None and port not in found.ports):
+        reply.header.rcode = RCODE.NXDOMAIN
+    elif port is not None and question.record.q.qtype in (QTYPE.SRV, QTYPE.ANY):
+        reply.add_answer(RR(question.name, QTYPE.SRV, ttl=TTL_S, rdata=SRV(0, 100, found.ports[port], name)))
+    elif port is None and question.record.q.qtype in (QTYPE.A, QTYPE.ANY):
+        for address in found.addresses:
+            reply.add_answer(RR(question.name, QTYPE.A, ttl=TTL_S, rdata=A(str(address))))
+    if not reply.rr:
+        # An answer without records is remembered for as long as this says, no longer (RFC 2308).
+        reply.add_auth(RR(domain, QTYPE.SOA, ttl=TTL_S, rdata=_authority(domain)))
+    return bytes(reply.pack())
+
+
+def _authority(domain: str) -> SOA:
+    return SOA(f"ns.{domain}", f"hostmaster.{domain}", (1, 3600, 600, 86_400, TTL_S))
+
+
+def _port_of(name: str) -> tuple[tuple[str, str] | None, str]:
+    """``_web._tcp.SERVICE…`` taken apart: the port's name and protocol, and the service's name."""
+    labels = name.lower().split(".")
+    if len(labels) > 2 and labels[0].startswith("_") and labels[1] in ("_tcp", "_udp"):
+        return (labels[0][1:], labels[1][1:]), ".".join(labels[2:])
+    return None, name
+
+
+def shortened(question: Question, reply: bytes) -> bytes:
+    """A reply that does not fit into a datagram, as one that says so: the question comes again by TCP."""
+    if len(reply) <= question.room:
+        return reply
+    short = question.record.reply(ra=1)
+    short.header.tc = 1
+    return bytes(short.pack())
+
+
+def failure(question: Question) -> bytes:
+    """Nobody could be asked."""
+    reply = question.record.reply(ra=1)
+    reply.header.rcode = RCODE.SERVFAIL
+    return bytes(reply.pack())
