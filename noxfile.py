@@ -136,12 +136,13 @@ def _libp2p(session: nox.Session) -> str:
 
 @nox.session
 def simulate(session: nox.Session) -> None:
-    """Long simulations: `nox -s simulate -- leadership --schedules 1000000 --seed 1`; the last line is JSON.
+    """Long simulations: `nox -s simulate -- scale --nodes 10000 --seed 1`, `-- leadership --schedules 1000000
+    --seed 1`, `-- plot FOLDER` of scale's results; the last line is JSON.
 
     `-- --seeds 3000` runs the simulations among the tests with many more seeds than the tests use.
     """
-    _install_all(session)
     args = list(session.posargs)
+    _install_all(session, *(["matplotlib>=3.8"] if args[:1] == ["plot"] else []))
     if args and not args[0].startswith("-"):
         session.run("python", "shared-proto/simulate", *args)
         return

@@ -1,9 +1,10 @@
 """Long simulations by hand: ``python shared-proto/simulate NAME [options]``, or ``nox -s simulate -- NAME …``.
 
     scale       a fabric of many machines, under churn, loss, lies, sybils, sudden death and partition
+    plot        a folder of scale's results as pictures over the number of machines
     leadership  schedules of crashes, partitions and lost disks; counts overlapping leases and double votes
 
-Each takes ``--seed`` and prints one JSON object as its last line; ``NAME --help`` tells the rest.
+Each prints one JSON object as its last line; ``--seed`` decides all of it, ``NAME --help`` tells the rest.
 """
 
 from __future__ import annotations
@@ -14,9 +15,17 @@ from collections.abc import Callable, Mapping
 import leadership_runs
 import scale_runs
 
+
+def _plot(arguments: list[str]) -> int:
+    import plot  # needs matplotlib, which nothing else does
+
+    return plot.main(arguments)
+
+
 SIMULATIONS: Mapping[str, Callable[[list[str]], int]] = {
     "leadership": leadership_runs.main,
     "scale": scale_runs.main,
+    "plot": _plot,
 }
 
 

@@ -58,7 +58,7 @@ class Neighbours:
         """
         if not self.large:
             return None
-        near = nearest[: self.close]
+        near = dict.fromkeys(nearest[: self.close])  # asked for each of the sample whether it is one of them
         self._picked = {peer: None for peer in self._picked if peer in connected and peer not in near}
         pool = OrderedDict.fromkeys(peer for peer in sample if peer not in near and peer not in self._picked)
         candidates = list(pool)

@@ -27,3 +27,19 @@ def test_leadership_tells_what_it_found_and_is_the_same_for_the_same_seed() -> N
 def test_an_unknown_simulation_is_refused_by_name() -> None:
     run = simulate("weather")
     assert (run.returncode, "leadership" in run.stderr) == (2, True)
+
+
+def test_scale_runs_its_scenarios_and_keeps_the_results(tmp_path: Path) -> None:
+    few = ("--nodes", "100", "--tenders", "1", "--lookups", "6", "--lookup-wait", "2")
+    run = simulate("scale", *few, "--scenarios", "calm,liars", "--out", str(tmp_path))
+    assert run.returncode == 0, run.stderr
+    found = json.loads(run.stdout.splitlines()[-1])
+    assert list(found["scenarios"]) == ["calm", "liars"]
+    assert found["scenarios"]["calm"]["delivery"] == 1.0
+    assert found["fabric"]["bytes_per_node"] > 0
+    assert json.loads((tmp_path / "scale-100.json").read_text()) == found
+
+
+def test_scale_names_a_scenario_that_there_is_not() -> None:
+    run = simulate("scale", "--scenarios", "calm,earthquake")
+    assert (run.returncode, "no scenario earthquake" in run.stderr) == (2, True)
