@@ -70,7 +70,7 @@ async def test_kinds_of_nat(
         await until(lambda: joined(one, other), 10)
         await trio.sleep(20)
         assert (one.is_relayed(other.id), other.is_relayed(one.id)) == (not direct, not direct)
-        big = bytes(200_000)
+        big = bytes(60_000)
         assert await one.call(other.id, ECHO, big) == big
         assert await other.call(one.id, ECHO, big) == big
 
@@ -81,7 +81,7 @@ async def test_on_a_bad_wire(autojump_clock: MockClock) -> None:
     async with fabric.public(1), fabric.hidden(11) as one, fabric.hidden(12) as other:
         await until(lambda: joined(one, other), 30)
         await until(lambda: not one.is_relayed(other.id) and not other.is_relayed(one.id), 120)
-        big = bytes(200_000)
+        big = bytes(60_000)
         assert await one.call(other.id, ECHO, big) == big
 
 
