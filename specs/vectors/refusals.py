@@ -14,7 +14,7 @@ from uuid import UUID
 import cbor2
 from nacl import bindings
 
-from magik_proto import codec, signing
+from magik_proto import codec, leadership_wire, signing
 from magik_proto.awards import Delivery, digest_of, open_award, open_objects
 from magik_proto.bidder import AwardReceived, Bidder, BidderConfig, Deploy, RefuseAward, TenderSeen
 from magik_proto.clock import HybridClock
@@ -409,7 +409,7 @@ def _stream(data: bytes) -> None:
 
 
 def calls() -> list[dict[str, str]]:
-    """Values that are no request, no response, no gossip frame, no award's delivery."""
+    """Values that are no request, no response, no gossip frame, no award's delivery, no message of leadership."""
     request = {"method": "/magik/bid/1.0.0", "deadline_ms": 1, "body": None}
     response = {"ok": True, "error": None, "body": None}
     rows: list[tuple[str, str, Any]] = [
@@ -423,12 +423,16 @@ def calls() -> list[dict[str, str]]:
         ("gossip", "a message that the sender has", {"idontwant": [bytes(32)]}),
         ("gossip", "1001 messages that the sender has", {"idontwant": [bytes(32)] * 1001}),
         ("delivery", "an award without its box", {"award": b"\0"}), ("delivery", "no map", b"\0"),
+        ("leadership", "good", {"kind": "heartbeat-reply", "term": 1, "generation": 2, "round": None, "later": 1}),
+        ("leadership", "an unknown kind", {"kind": "veto"}),
+        ("leadership", "no term", {"kind": "vote", "generation": 2}),
     ]  # fmt: skip
     readers = {
         "request": Request.from_value,
         "response": Response.from_value,
         "gossip": parse_frame,
         "delivery": Delivery.from_body,
+        "leadership": leadership_wire.from_value,
     }
     return [
         {"kind": kind, "what": what, "encoding": cbor2.dumps(value, canonical=True).hex(),

@@ -12,6 +12,8 @@ from typing import Any
 import pycddl
 import pytest
 
+from magik_proto import leadership_wire
+
 SPECS = Path(__file__).parents[3] / "specs"
 VECTORS = SPECS / "vectors"
 MESSAGES = json.loads((VECTORS / "messages.json").read_text())
@@ -80,9 +82,12 @@ def test_frames_and_calls() -> None:
         assert fits(row["kind"], bytes.fromhex(row["frame"])[4:])
     for row in RPC["calls"]:
         # Each choice of maps by itself: of two together, this tool takes a map that fits neither.
-        roots = {"gossip": ("gossip-frame",), "response": ("success", "failure")}.get(
-            row["kind"], (row["kind"],)
-        )
+        choices = {
+            "gossip": ("gossip-frame",),
+            "response": ("success", "failure"),
+            "leadership": tuple(leadership_wire.KINDS),
+        }
+        roots = choices.get(row["kind"], (row["kind"],))
         data = bytes.fromhex(row["encoding"])
         assert any(fits(root, data) for root in roots) == (row["rule"] == "accepted"), row["what"]
 
