@@ -29,6 +29,7 @@ import cbor2
 
 from magik_proto import codec, signing, wire
 from magik_proto.credentials import Delegation, Member, Revocations
+from magik_proto.dht_frames import parse_find, parse_found, parse_store, parse_stored
 from magik_proto.errors import RemoteProtocolError
 from magik_proto.gossip_frames import parse_frame
 from magik_proto.identity import BootstrapPeer
@@ -176,7 +177,8 @@ def read_value(data: bytes) -> None:
     """Any value: what is read is what would be written. Then every reader of plain values."""
     value = codec.decode(data)
     assert codec.encode(value) == data, "accepted, but not as the one encoding"
-    for parse in (Request.from_value, Response.from_value, parse_frame):
+    tables = (parse_find, parse_found, parse_store, parse_stored)
+    for parse in (Request.from_value, Response.from_value, parse_frame, *tables):
         with suppress(RemoteProtocolError):
             parse(value)
 

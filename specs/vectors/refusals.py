@@ -19,6 +19,7 @@ from magik_proto.awards import Delivery, digest_of, open_award, open_objects
 from magik_proto.bidder import AwardReceived, Bidder, BidderConfig, Deploy, RefuseAward, TenderSeen
 from magik_proto.clock import HybridClock
 from magik_proto.credentials import Delegation, Member, Revocations
+from magik_proto.dht_frames import parse_find, parse_found, parse_store, parse_stored
 from magik_proto.errors import RemoteProtocolError
 from magik_proto.gossip_frames import parse_frame
 from magik_proto.identity import BootstrapPeer, Identity, PeerId, SealingKey, seal
@@ -409,7 +410,8 @@ def _stream(data: bytes) -> None:
 
 
 def calls() -> list[dict[str, str]]:
-    """Values that are no request, no response, no gossip frame, no award's delivery, no message of leadership."""
+    """Values that are no request, no response, no gossip frame, no award's delivery, no message of leadership, no body
+    of the hash table's calls."""
     request = {"method": "/magik/bid/1.0.0", "deadline_ms": 1, "body": None}
     response = {"ok": True, "error": None, "body": None}
     rows: list[tuple[str, str, Any]] = [
@@ -422,6 +424,19 @@ def calls() -> list[dict[str, str]]:
         ("gossip", "an id of 31 bytes", {"iwant": [bytes(31)]}), ("gossip", "65 topics", {"graft": ["t"] * 65}),
         ("gossip", "a message that the sender has", {"idontwant": [bytes(32)]}),
         ("gossip", "1001 messages that the sender has", {"idontwant": [bytes(32)] * 1001}),
+        ("dht-find", "good", {"key": bytes(32), "kind": "service", "after": bytes(32), "addrs": ["10.0.0.1:4001"]}),
+        ("dht-find", "with a field of a later version", {"key": bytes(32), "later": 1}),
+        ("dht-find", "a key of 31 bytes", {"key": bytes(31)}), ("dht-find", "no key", {}),
+        ("dht-find", "a kind with a capital", {"key": bytes(32), "kind": "Service"}),
+        ("dht-find", "five addresses", {"key": bytes(32), "addrs": ["10.0.0.1:4001"] * 5}),
+        ("dht-found", "good", {"peers": [[bytes(32), ["10.0.0.1:4001"]]], "records": [b"r"], "more": True}),
+        ("dht-found", "no peers", {"records": [b"r"]}),
+        ("dht-found", "a peer without addresses", {"peers": [[bytes(32)]]}),
+        ("dht-found", "an empty record", {"peers": [], "records": [b""]}),
+        ("dht-store", "good", {"records": [b"r"]}), ("dht-store", "no record", {"records": []}),
+        ("dht-store", "a record of 16385 bytes", {"records": [bytes(16_385)]}),
+        ("dht-stored", "good", {"refused": ["", "dht.full"]}),
+        ("dht-stored", "a rule in capitals", {"refused": ["FULL"]}),
         ("delivery", "an award without its box", {"award": b"\0"}), ("delivery", "no map", b"\0"),
         ("leadership", "good", {"kind": "heartbeat-reply", "term": 1, "generation": 2, "round": None, "later": 1}),
         ("leadership", "an unknown kind", {"kind": "veto"}),
@@ -433,6 +448,10 @@ def calls() -> list[dict[str, str]]:
         "gossip": parse_frame,
         "delivery": Delivery.from_body,
         "leadership": leadership_wire.from_value,
+        "dht-find": parse_find,
+        "dht-found": parse_found,
+        "dht-store": parse_store,
+        "dht-stored": parse_stored,
     }
     return [
         {"kind": kind, "what": what, "encoding": cbor2.dumps(value, canonical=True).hex(),

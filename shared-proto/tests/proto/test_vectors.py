@@ -30,6 +30,7 @@ from magik_proto.bidder import (
     TenderSeen,
 )
 from magik_proto.clock import HybridClock
+from magik_proto.dht_frames import parse_find, parse_found, parse_store, parse_stored
 from magik_proto.errors import RemoteProtocolError
 from magik_proto.gossip_frames import parse_frame
 from magik_proto.identity import BootstrapPeer, Identity, PeerId, SealingKey, seal, verify_signature
@@ -291,6 +292,10 @@ def test_streams_and_calls() -> None:
         "gossip": parse_frame,
         "delivery": Delivery.from_body,
         "leadership": leadership_wire.from_value,
+        "dht-find": parse_find,
+        "dht-found": parse_found,
+        "dht-store": parse_store,
+        "dht-stored": parse_stored,
     }
     for row in load("rpc.json")["streams"]:
         assert rule_of(lambda r=row: _stream(bytes.fromhex(r["bytes"]))) == row["rule"], row["what"]
