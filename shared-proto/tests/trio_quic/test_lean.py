@@ -51,6 +51,44 @@ async def test_an_echo_takes_two_datagrams(autojump_clock):
         nursery.cancel_scope.cancel()
 
 
+async def test_a_lone_answer_is_sent_at_once_and_several_share_a_datagram(autojump_clock):
+    net = network()
+    async with connected(net) as (ours, theirs):
+        await trio.sleep(1)
+        for together in (1, 3):
+            asked = [ours.open_stream_nowait() for _ in range(together)]
+            for stream in asked:
+                stream.send_last_nowait(b"question")
+            accepted = [await theirs.accept_stream() for _ in asked]
+            counter = Counter(net)
+            for stream in accepted:
+                assert stream.receive_nowait() == b"question"
+                stream.send_last_nowait(b"answer")
+                stream.close_now()
+            assert counter.by == ({BOB: 1} if together == 1 else {})
+            for stream in asked:
+                assert await stream.receive_all(100) == b"answer"
+                stream.close_now()
+            assert counter.by[BOB] == 1
+            net.tap = None
+            await trio.sleep(1)
+
+
+async def test_an_acknowledgement_of_more_than_was_sent_does_no_harm(autojump_clock):
+    """Only what was sent is acknowledged, however much a peer claims to have got."""
+    async with connected(network()) as (ours, theirs):
+        mine, other = await stream_pair(ours, theirs)
+        await trio.sleep(1)
+        quic = theirs._core._quic
+        quic._application().ack_queue.add(0, 1 << 40)
+        await other.send_all(b"x" * 3000)
+        received = b""
+        while len(received) < 3000:
+            received += await mine.receive_some()
+        await mine.send_last(b"still here")
+        assert await read_all(other) == b"still here"
+
+
 async def test_a_lone_packet_is_acknowledged_in_time(autojump_clock):
     net = network()
     async with connected(net) as (ours, theirs):
