@@ -37,6 +37,13 @@ def test_no_such_address_here(start: Start) -> None:
     assert "192.0.2.77" in start("--mesh-host", "192.0.2.77", name="b").refuses()
 
 
+def test_a_registry_configuration_that_cannot_be_used(start: Start, tmp_path: Path) -> None:
+    path = tmp_path / "registries.yaml"
+    path.write_text("registries: {a.test: {insecure: true}}")
+    line = start("--registry-config", str(path)).refuses()
+    assert f"{path}: registries.a.test.insecure is not known" in line
+
+
 def test_a_bootstrap_peer_with_another_identity_is_said_and_the_daemon_goes_on(
     start: Start, tmp_path: Path
 ) -> None:

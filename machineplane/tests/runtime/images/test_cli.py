@@ -53,6 +53,17 @@ def test_a_module_becomes_an_image(tmp_path: Path) -> None:
             "Error: image docker.io/library/busybox:latest is not on this machine: import it",
         ),
         (["import", "/dev/null", "--ref", "Bad"], "Error: image reference 'Bad' has upper-case letters"),
+        (["pull", "Bad"], "Error: image reference 'Bad' has upper-case letters"),
+        (["pull", "localhost/a"], "Error: image localhost/a:latest is not on this machine: import it"),
+        (["pull", "127.0.0.1:1/a"], "Error: registry 127.0.0.1:1 cannot be reached at 127.0.0.1:1 ("),
+        (
+            ["pull", "a", "--registry-config", "/no/such.yaml"],
+            "Error: registry configuration /no/such.yaml cannot be read (No such file or directory)",
+        ),
+        (
+            ["export", "a", "-o", "/dev/null"],
+            "Error: image docker.io/library/a:latest is not on this machine",
+        ),
     ],
 )
 def test_errors_are_one_line(tmp_path: Path, words: list[str], said: str) -> None:

@@ -186,6 +186,16 @@ async def test_a_pull_that_is_cancelled_leaves_the_turn_to_the_next(kit: Kit, st
         assert await it.image("Always") == digests[0]
 
 
+async def test_an_image_that_was_lost_here_is_pulled_again(kit: Kit, store: ImageStore) -> None:
+    content, digests = moving(kit)
+    async with asking(store, content.answer) as it:
+        await it.image("IfNotPresent")
+        store.blob_path(digests[0]).unlink()
+        assert await it.image("IfNotPresent") == digests[0]
+        assert it.reasons == ["Pulling", "Pulled"]
+        assert store.blob_path(digests[0]).exists()
+
+
 # -- private images
 
 

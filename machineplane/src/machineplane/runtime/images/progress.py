@@ -1,11 +1,14 @@
-"""Shows how a pull goes: a bar on a terminal, else a line for each blob."""
+"""Shows how a pull goes: a bar on a terminal, else a line for each blob; for a daemon, lines in its log."""
 
-from typing import TextIO
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import Any, TextIO
 
 import click
 
 from machineplane.runtime.images.download import Progress
 
+LOG_PERIOD_S = 10.0  # a guess: often enough to see that it goes on
 _SHORT = len("sha256:") + 12
 
 
@@ -47,3 +50,29 @@ class Display:
         click.echo(
             f"{self._label}: {what} {done}, {progress.size} bytes from {progress.source}", file=self._out
         )
+
+
+class Account:
+    """For the daemon: how much has come and from where, logged now and then. ``now`` is in seconds."""
+
+    def __init__(self, image: str, log: Any, now: Callable[[], float]) -> None:
+        self._image = image
+        self._log = log
+        self._now = now
+        self._said = now()
+        self._seen: dict[str, Progress] = {}
+
+    def watch(self, progress: Progress) -> None:
+        """Called for every piece of every blob."""
+        self._seen[progress.digest] = progress
+        if self._now() - self._said >= LOG_PERIOD_S:
+            self._said = self._now()
+            done, size = (
+                sum(getattr(seen, name) for seen in self._seen.values()) for name in ("done", "size")
+            )
+            self._log.info("image-pulling", image=self._image, done=done, size=size)
+
+    @property
+    def sources(self) -> Mapping[str, int]:
+        """How many blobs each source has finished."""
+        return Counter(seen.source for seen in self._seen.values() if seen.done == seen.size)

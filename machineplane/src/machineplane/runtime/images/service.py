@@ -11,16 +11,18 @@ from contextlib import asynccontextmanager
 import structlog
 import trio
 
-from machineplane.runtime.images.download import Downloader, Progress
+from machineplane.runtime.images.download import Downloader
 from machineplane.runtime.images.errors import (
     ImageNotFound,
     NeverPull,
     PullFailed,
     RegistryUnreachable,
+    StoreDamaged,
 )
 from machineplane.runtime.images.model import Image
 from machineplane.runtime.images.names import Reference, parse_reference
 from machineplane.runtime.images.peers import NoPeers, Peers
+from machineplane.runtime.images.progress import Account
 from machineplane.runtime.images.pull import Puller
 from machineplane.runtime.images.registry.client import Registries, open_registries
 from machineplane.runtime.images.registry.credentials import Credential, Keyring
@@ -91,6 +93,9 @@ class ImageService:
             return await trio.to_thread.run_sync(self.store.resolve, str(reference))
         except ImageNotFound:
             return None
+        except StoreDamaged as error:
+            self._log.warning("image-damaged", image=str(reference), error=str(error))
+            return None  # a pull may mend it
 
     async def _pull(self, reference: Reference, text: str, keyring: Keyring, report: Report) -> Image:
         report("Pulling", f'Pulling image "{text}"')
@@ -98,16 +103,15 @@ class ImageService:
         puller = Puller(
             store=self.store, registries=self._registries, peers=self.peers, downloader=self._downloader
         )
-        sources: dict[str, int] = {}
-
-        def watch(progress: Progress) -> None:
-            if progress.done == progress.size:
-                sources[progress.source] = sources.get(progress.source, 0) + 1
-
-        info = await puller.pull(reference, keyring, watch)
+        said = Account(str(reference), self._log, trio.current_time)
+        info = await puller.pull(reference, keyring, said.watch)
         took = trio.current_time() - began
         self._log.info(
-            "image-pulled", image=info.ref, digest=info.digest, seconds=round(took, 3), blobs_from=sources
+            "image-pulled",
+            image=info.ref,
+            digest=info.digest,
+            seconds=round(took, 3),
+            blobs_from=said.sources,
         )
         report("Pulled", f'Successfully pulled image "{text}" in {took:.3g}s. Image size: {info.size} bytes.')
         return await trio.to_thread.run_sync(self.store.resolve, info.ref)
