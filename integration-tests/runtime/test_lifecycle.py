@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import trio
+from attrs import evolve
 
 from machineplane.runtime import LogsUnavailable, PodExists, PodGone, PodNotFound, pod_status_json
 
@@ -86,6 +87,34 @@ async def test_pid_and_cpu_limits_are_in_force(bench, pod, until, log):
         quota, pids = _limits(bench.zygote.report.cgroups, group)
         assert (quota, pids) == ("25000 100000", str(bench.config.pids_limit))
         await runtime.stop_pod(uid, 0)
+
+
+async def test_a_fork_bomb_is_held_by_the_limit_of_processes(bench, pod, log, until):
+    if bench.zygote.report.cgroups == "none":
+        pytest.skip("this machine lets nobody make control groups")
+    bench.config = evolve(bench.config, pids_limit=20)
+    wanted = pod("for i in $(seq 100); do sleep 1000 & done; echo survived")
+    async with bench.open() as runtime:
+        status = await runtime.run_pod(wanted)
+        ended = await until(runtime, status.uid, lambda s: s.containers[0].state == "terminated")
+        said = await log(runtime, status.uid)
+        assert ended.containers[0].exit_code != 0 and "survived" not in said and "fork" in said
+        await runtime.stop_pod(status.uid, 0)
+
+
+async def test_a_cpu_limit_is_held(bench, pod, log, until):
+    if bench.zygote.report.cgroups == "none":
+        pytest.skip("this machine lets nobody make control groups")
+    # Four loops for a second of wall time: without the limit they would use up to as many seconds as there are processors.
+    burn = "for i in 1 2 3 4; do while :; do :; done & done; sleep 1; kill %1 %2 %3 %4; wait; times"
+    wanted = pod(burn, container={"resources": {"limits": {"cpu": "200m"}}})
+    async with bench.open() as runtime:
+        status = await runtime.run_pod(wanted)
+        await until(runtime, status.uid, lambda s: s.containers[0].state == "terminated")
+        children = (await log(runtime, status.uid)).splitlines()[-1]
+        used = sum(float(part.split("m")[1].rstrip("s")) for part in children.split())
+        assert 0.1 < used < 0.6
+        await runtime.stop_pod(status.uid, 0)
 
 
 def _limits(version: str, group: str) -> tuple[str, str]:

@@ -260,8 +260,9 @@ class Machine:
         """``--runtime``, or crun where krun does not work and nobody asked for it by name (protocol.md, Labels)."""
         engines = self._engines()
         for engine in engines.values():
-            if not engine.available:
-                self.log.warning("runtime-unavailable", runtime=engine.name, reason=engine.reason)
+            if engine.reason:
+                word = "runtime-limited" if engine.available else "runtime-unavailable"
+                self.log.warning(word, runtime=engine.name, reason=engine.reason)
         wanted = self.config.runtime
         if engines[wanted].available or self.config.runtime_given or not engines["crun"].available:
             return wanted

@@ -10,6 +10,7 @@ import click
 
 from machineplane import __version__
 from machineplane.access_cli import fabric, identity, kubeconfig
+from machineplane.check_cli import check
 from machineplane.cli_types import DIRECTORY, RUN_DIR, STATE_DIR, LabelType, PeerType
 from machineplane.config import API_TLS_PORT, RUNTIMES, Config, ConfigError, parse_subnet
 from machineplane.lab.cli import lab
@@ -146,7 +147,7 @@ def main(context: click.Context, /, **options: Any) -> None:
         sys.exit(run_daemon(_config(context, options), options["log_format"], options["log_level"]))
 
 
-for _command in (fabric, identity, image, kubeconfig, lab):
+for _command in (check, fabric, identity, image, kubeconfig, lab):
     main.add_command(_command)
 
 

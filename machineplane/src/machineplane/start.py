@@ -155,6 +155,9 @@ async def _run_machine(
         runtime = await stack.enter_async_context(
             open_runtime(runtime_config, network, zygote, references.lookup)
         )
+        here = {status.uid for status in runtime.pods()}
+        for uid in network.held().keys() - here:  # links of pods of which nothing else is left
+            await network.detach(uid)
         nursery = await stack.enter_async_context(trio.open_nursery())
         node = await stack.enter_async_context(open_node(_node_config(config, credentials)))
         # No await between these two: nothing is served before every room has registered its handlers.

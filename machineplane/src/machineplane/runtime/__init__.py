@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from machineplane.runtime.network import PodAddress, PodNetwork
     from machineplane.runtime.pods import Runtime, open_runtime
     from machineplane.runtime.status import ContainerStatus, PodGone, PodStatus, Termination, pod_status_json
-    from machineplane.runtime.zygote_client import Zygote, start_zygote
+    from machineplane.runtime.zygote_client import Zygote, ZygoteReport, start_zygote
 
 _HOMES = {
     "bundle": ("HostPolicy", "check_spec"),
@@ -58,7 +58,7 @@ _HOMES = {
     "network": ("PodAddress", "PodNetwork"),
     "pods": ("Runtime", "open_runtime"),
     "status": ("ContainerStatus", "PodGone", "PodStatus", "Termination", "pod_status_json"),
-    "zygote_client": ("Zygote", "start_zygote"),
+    "zygote_client": ("Zygote", "ZygoteReport", "start_zygote"),
 }
 
 __all__ = [
@@ -91,6 +91,7 @@ __all__ = [
     "StopFailed",
     "Termination",
     "Zygote",
+    "ZygoteReport",
     "check_spec",
     "open_runtime",
     "pod_status_json",

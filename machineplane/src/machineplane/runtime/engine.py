@@ -175,3 +175,10 @@ class KrunEngine:
     async def spawn(self, uid: str, pod_dir: str, socket: str) -> int:
         """Refuse, with the reason of :meth:`check`."""
         raise EngineUnavailable(f"krun: {self.check().reason}")
+
+
+def make_engines(zygote: HelperClient, report: ZygoteReport) -> dict[str, Engine]:
+    """All engines by name: for the daemon, and for who only asks what works here."""
+    crun = CrunEngine(zygote, report)
+    engines: tuple[Engine, ...] = (crun, KrunEngine(), WasmEngine(crun))
+    return {engine.name: engine for engine in engines}

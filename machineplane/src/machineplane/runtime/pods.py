@@ -13,7 +13,7 @@ from machineplane.runtime.bundle import check_pod
 from machineplane.runtime.bundle.supported import all_containers, is_sidecar
 from machineplane.runtime.changes import Change, Changes
 from machineplane.runtime.config import RuntimeConfig
-from machineplane.runtime.engine import CrunEngine, Engine, EngineStatus, KrunEngine, WasmEngine
+from machineplane.runtime.engine import EngineStatus, make_engines
 from machineplane.runtime.errors import (
     MALFORMED,
     CannotKeep,
@@ -316,16 +316,12 @@ async def open_runtime(
         connected(control, "the zygote") as helper,
         trio.open_nursery() as nursery,
     ):
-        crun = CrunEngine(helper, zygote.report)
-        engines: dict[str, Engine] = {
-            engine.name: engine for engine in (crun, KrunEngine(), WasmEngine(crun))
-        }
         services = Services(
             config=config,
             images=images,
             pulls=pulls,
             network=network,
-            engines=engines,
+            engines=make_engines(helper, zygote.report),
             cgroup_mode=zygote.report.cgroups,
             zygote=helper,
             changes=Changes(nursery),
