@@ -35,13 +35,13 @@ def boot_time() -> float:
 
 
 class Storage(Protocol):
-    """Where a replica keeps what it must not forget. Synchronous: called in a thread."""
+    """Where a replica keeps what it must not forget."""
 
-    def read(self) -> lead.Stored | None:
+    async def read(self) -> lead.Stored | None:
         """What was written last; None if that is lost, or damaged. Raises OSError."""
         ...
 
-    def write(self, stored: lead.Stored) -> None:
+    async def write(self, stored: lead.Stored) -> None:
         """Returns when it is on stable storage. Raises OSError."""
         ...
 
@@ -52,14 +52,21 @@ class FileStorage:
 
     path: Path
 
-    def read(self) -> lead.Stored | None:
+    async def read(self) -> lead.Stored | None:
+        return await trio.to_thread.run_sync(self._read)
+
+    async def write(self, stored: lead.Stored) -> None:
+        # Not given up once begun, whoever is cancelled: half a step is worse than a late one.
+        await trio.to_thread.run_sync(self._write, stored)
+
+    def _read(self) -> lead.Stored | None:
         try:
             with self.path.open("rb") as file:
                 return stored_from_bytes(file.read(MAX_STORED + 1))
         except (FileNotFoundError, RemoteProtocolError):
             return None
 
-    def write(self, stored: lead.Stored) -> None:
+    def _write(self, stored: lead.Stored) -> None:
         descriptor, temporary = tempfile.mkstemp(dir=self.path.parent, prefix=f".{self.path.name}.")
         try:
             with open(descriptor, "wb") as file:
@@ -145,7 +152,7 @@ class Election:
         ``fresh``: this ordinal has certainly never run before, so that empty storage is no loss. Raises OSError when the
         storage fails: a replica that cannot remember must not go on.
         """
-        stored = await trio.to_thread.run_sync(self._storage.read)
+        stored = await self._storage.read()
         if stored is None and fresh:
             stored = lead.new_voter(generation, voters)
         self._machine = lead.Leadership(self._ordinal, generation, voters, stored, self._rng, self._config)
@@ -184,8 +191,7 @@ class Election:
         for output in outputs:
             match output:
                 case lead.Persist(stored, then):
-                    # A write that has begun is finished: half a step is worse than a late one.
-                    await trio.to_thread.run_sync(self._storage.write, stored)
+                    await self._storage.write(stored)
                     for send in then:
                         nursery.start_soon(self._transmit, send.to, send.message)
                 case lead.Send(to, message):

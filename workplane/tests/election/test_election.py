@@ -1,5 +1,6 @@
 """Replicas that elect a leader over a network in memory, under a clock that jumps: storage, partitions, restarts."""
 
+import os
 import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -21,10 +22,11 @@ class Disk:
         self.broken = False
         self.done: list[str] = []
 
-    def read(self) -> lead.Stored | None:
+    async def read(self) -> lead.Stored | None:
         return self.stored
 
-    def write(self, stored: lead.Stored) -> None:
+    async def write(self, stored: lead.Stored) -> None:
+        await trio.sleep(0.005)
         if self.broken:
             raise OSError(28, "No space left on device")
         self.stored = stored
@@ -195,11 +197,12 @@ async def test_a_lease_ends_by_the_clock_even_if_nobody_looks() -> None:
     assert election.standing == Standing(0)
 
 
-def test_a_file_is_read_back_and_a_damaged_one_counts_as_lost(tmp_path: Path) -> None:
+async def test_a_file_is_read_back_and_a_damaged_one_counts_as_lost(tmp_path: Path) -> None:
     storage = FileStorage(tmp_path / "vote")
-    assert storage.read() is None
+    assert await storage.read() is None
     stored = lead.Stored(generation=3, voters=(3,), term=7, vote=1)
-    storage.write(stored)
-    assert storage.read() == stored and [path.name for path in tmp_path.iterdir()] == ["vote"]
+    await storage.write(stored)
+    assert await storage.read() == stored
+    assert os.listdir(tmp_path) == ["vote"]
     (tmp_path / "vote").write_bytes(b"\xff")
-    assert storage.read() is None
+    assert await storage.read() is None
