@@ -11,7 +11,7 @@ pytestmark = pytest.mark.root
 _ASK = """
 import socket
 try:
-    print(socket.create_connection(("{address}", 6443), timeout=0.7).recv(9).decode())
+    print(socket.create_connection(("{address}", {port}), timeout=0.7).recv(9).decode())
 except OSError as error:
     print(type(error).__name__)
 """
@@ -21,8 +21,25 @@ def _program() -> str:
     return f"python3 {Path(__file__).with_name('stand_in.py')}"
 
 
-def ask(computer: Any, asker: str, address: str) -> str:
-    words = ("python3", "-c", _ASK.format(address=address))
+_LISTEN = """
+import os, socket
+listener = socket.create_server(("", {port}))
+if os.fork():
+    os._exit(0)
+for descriptor in range(3):
+    os.close(descriptor)
+while True:
+    listener.accept()[0].sendall(b"{name}")
+"""
+
+
+def listen(computer: Any, machine: str, port: int) -> None:
+    """Have somebody on the machine say its name to whoever connects."""
+    computer.lab("exec", machine, "--", "python3", "-c", _LISTEN.format(port=port, name=machine))
+
+
+def ask(computer: Any, asker: str, address: str, port: int = 6443) -> str:
+    words = ("python3", "-c", _ASK.format(address=address, port=port))
     return computer.lab("exec", asker, "--", *words).stdout.strip()
 
 
@@ -43,7 +60,7 @@ def test_up_reports_every_machine_and_down_leaves_nothing(computer: Any) -> None
     for index, machine in enumerate(report["machines"]):
         assert set(machine) == {"name", "identity", "mesh", "api", "pid", "netns", "nat"}
         host = machine["api"].removeprefix("https://").removesuffix(":6443")
-        assert computer.python(_ASK.format(address=host)) == f"m{index}"
+        assert computer.python(_ASK.format(address=host, port=6443)) == f"m{index}"
         assert computer.run("readlink", f"/proc/{machine['pid']}/ns/net").stdout != ""
         inode = computer.run(
             "stat", "-L", "-c", "%i", f"/run/netns/{machine['netns']}", f"/proc/{machine['pid']}/ns/net"
@@ -134,7 +151,7 @@ def test_partition_and_heal(computer: Any) -> None:
     assert ask(computer, "m0", addresses[1]) == "m1"
     assert ask(computer, "m0", addresses[2]) == "TimeoutError"
     assert ask(computer, "m2", addresses[0]) == "TimeoutError"
-    assert computer.python(_ASK.format(address=addresses[2])) == "m2"
+    assert computer.python(_ASK.format(address=addresses[2], port=6443)) == "m2"
 
     computer.lab("kill", "m2")
     computer.lab("start", "m2")  # still parted
@@ -157,18 +174,11 @@ def test_machines_behind_nat_reach_others_and_only_their_api_is_reached(computer
         for asker in ("m0", "m1", "m2"):
             if asker != f"m{index}":
                 assert ask(computer, asker, address) == f"m{index}"
-        assert computer.python(_ASK.format(address=address)) == f"m{index}"
+        assert computer.python(_ASK.format(address=address, port=6443)) == f"m{index}"
     assert ask(computer, "m0", "10.200.1.2") in ("TimeoutError", "OSError")
-    listen = "import socket; s = socket.create_server(('', 7000)); s.settimeout({0}); print(bool(s.accept()))"
-    for address, reached in ((addresses[0], "True"), (addresses[1], "TimeoutError")):
-        machine = f"m{addresses.index(address)}"
-        asker = "m1" if machine == "m0" else "m0"
-        tell = (
-            f"sleep 0.5; exec python3 -c \"import socket; socket.create_connection(('{address}', 7000), 1)\""
-        )
-        computer.lab("exec", asker, "--", "sh", "-c", f"({tell}) >/dev/null 2>&1 &")
-        said = computer.lab("exec", machine, "--", "python3", "-c", listen.format(1.5), check=False)
-        assert reached in said.stdout + said.stderr
+    for listener, asker, said in (("m0", "m1", "m0"), ("m1", "m0", "TimeoutError")):
+        listen(computer, listener, 7000)
+        assert ask(computer, asker, addresses[int(listener[1])], 7000) == said
     assert "localhost" in computer.lab("kubeconfig", "m1").stdout
     computer.lab("kill", "m1")
     assert ask(computer, "m0", addresses[1]) in ("TimeoutError", "OSError")
