@@ -38,7 +38,7 @@ class Bench:
         )
         return collector.collect(frozenset(in_use))
 
-    def add(self, name: str, *, used_s_ago: float, size: int = MB) -> str:
+    def add(self, name: str, *, used_s_ago: float, size: int = MB, pulled: bool = True) -> str:
         """An image of about twice ``size`` on the disk (its blob, and its layer unpacked); its digest."""
         ref = f"localhost/{name}:latest"
         archive = self.store.path / "archive.tar"
@@ -46,7 +46,7 @@ class Bench:
         self.store.import_file(archive)
         archive.unlink()
         image = self.store.resolve(ref)
-        RefIndex(self.store.path).set({ref: evolve(self.store.entries()[ref], stored=0)})
+        RefIndex(self.store.path).set({ref: evolve(self.store.entries()[ref], stored=0, pulled=pulled)})
         os.utime(self.store.blob_path(image.digest), (NOW - used_s_ago, NOW - used_s_ago))
         return image.digest
 
@@ -91,7 +91,10 @@ def test_nameless_content_goes_before_any_name(bench: Bench) -> None:
 
 
 def test_what_is_used_new_or_pinned_stays_and_the_lack_is_said(bench: Bench) -> None:
-    ensure_pause(bench.store)
+    pause = ensure_pause(bench.store)
+    entry = bench.store.entries()[PAUSE_REF]
+    RefIndex(bench.store.path).set({PAUSE_REF: evolve(entry, stored=0, pulled=True)})
+    os.utime(bench.store.blob_path(pause.digest), (0, 0))
     used = bench.add("used", used_s_ago=1e6)
     bench.add("new", used_s_ago=119)
     bench.add("old", used_s_ago=121)
@@ -101,6 +104,14 @@ def test_what_is_used_new_or_pinned_stays_and_the_lack_is_said(bench: Bench) -> 
     assert done.used_percent == 100 and 17 * MB < done.short < 18.1 * MB
     assert bench.names == ["magik/pause", "new", "used"]
     assert bench.store.layer_paths(bench.store.resolve("localhost/used"))[0].is_dir()
+
+
+def test_what_was_imported_stays_whatever_happens(bench: Bench) -> None:
+    bench.add("imported", used_s_ago=1e6, pulled=False)
+    bench.settings = GarbageSettings(maximum_age_s=3600)
+    bench.disk = Disk(100 * MB, 0)
+    assert bench.collect().removed == ()
+    assert bench.names == ["imported"]
 
 
 def test_all_names_of_an_image_go_together(bench: Bench, tmp_path: Path) -> None:

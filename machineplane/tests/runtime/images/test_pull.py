@@ -132,6 +132,7 @@ async def test_by_tag(kit: Kit, store: ImageStore) -> None:
         image = store.resolve(f"{server.address}/team/app:1")
         assert [entry.name for entry in (store.layer_paths(image)[0]).iterdir()] == ["file"]
         assert not store.entries()[info.ref].private
+        assert store.entries()[info.ref].pulled
     assert list(store.partials.iterdir()) == []
 
 

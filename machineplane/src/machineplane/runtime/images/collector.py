@@ -1,5 +1,7 @@
 """Garbage collection by age and disk pressure, as the kubelet does it: what nothing uses goes, the longest unused first.
 
+Imported images stay, unlike with the kubelet: this machine may have the only copy.
+
 Synchronous; the daemon runs it in a thread from time to time. Names go before content: what somebody else still names stays.
 """
 
@@ -98,7 +100,7 @@ class Collector:
         ages = {
             digest: now - max(self.store.last_used(digest), *(entry.stored / 1000 for _, entry in named), 0.0)
             for digest, named in by_digest.items()
-            if digest not in in_use and not any(ref in self.pinned for ref, _ in named)
+            if digest not in in_use and all(e.pulled and ref not in self.pinned for ref, e in named)
         }
         oldest = sorted(ages, key=lambda digest: (-ages[digest], digest))
         return {digest: ages[digest] for digest in oldest if ages[digest] >= self.settings.minimum_age_s}

@@ -44,9 +44,10 @@ class Shelf:
 
 @frozen(kw_only=True)
 class Origin:
-    """When an image came (ms since the epoch), and whether credentials were shown for it."""
+    """When an image came (ms since the epoch), whether it was pulled, and whether credentials were shown for it."""
 
     at: int
+    pulled: bool = False
     private: bool = False
 
 
@@ -131,6 +132,7 @@ class Intake:
             size=len(found.manifest) + manifest.config.size + sum(layer.size for layer in manifest.layers),
             created=configuration.created,
             architecture=configuration.architecture or self._shelf.architecture,
+            pulled=self._origin.pulled,
             private=self._origin.private,
             stored=self._origin.at,
         )

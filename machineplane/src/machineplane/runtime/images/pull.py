@@ -96,7 +96,9 @@ class Puller:
         plan = await self._plan(reference, root, sources)
         blobs = await self._download(plan, watch)
         try:
-            origin = Origin(at=wall_ms(), private=any(endpoint.private for endpoint in endpoints))
+            origin = Origin(
+                at=wall_ms(), pulled=True, private=any(endpoint.private for endpoint in endpoints)
+            )
             bundle = Downloaded(str(reference), {d: _staged(blob) for d, blob in blobs.items()})
             return await trio.to_thread.run_sync(self.store.import_pulled, plan.found(), bundle, origin)
         finally:

@@ -32,6 +32,7 @@ class Entry:
         default=(), converter=_texts
     )  # kept beside the manifest, outermost first
     private: bool = False  # credentials were shown for it: it is not handed to other machines
+    pulled: bool = False  # it can be had again; what was imported perhaps nowhere
     stored: int = 0  # when the name was given, ms since the epoch; 0 in stores of earlier versions
 
     @property
