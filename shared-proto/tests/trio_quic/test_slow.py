@@ -8,6 +8,7 @@ arrive with that very request. What it costs in processor time is measured by ``
 import pytest
 import trio
 import trio_quic_support
+from trio.testing import wait_all_tasks_blocked
 from trio_quic_support import ALICE, BOB, ask, endpoint_on, network, serve_echo
 
 from trio_quic.core import AioquicCore
@@ -38,11 +39,11 @@ async def drip(endpoint, ready):
             await stream.send_all(b"x")
 
 
-async def honest_calls(net, alice, passes) -> tuple[list[float], list[int]]:
+async def honest_calls(net, alice, passes) -> tuple[list[float], list[int], int]:
     """Seconds and passes of calls whose requests arrive on the second."""
     ours = await alice.connect(BOB)
     await ask(ours, b"warm")
-    seconds, counts, begun = [], [], []
+    seconds, counts, begun, beside = [], [], [], []
 
     socket = net._sockets[BOB]
     receive = socket.receive
@@ -51,6 +52,7 @@ async def honest_calls(net, alice, passes) -> tuple[list[float], list[int]]:
         batch = await receive()
         if any(source == ALICE for _, source in batch):
             begun.append(passes.count)
+            beside.append(len({source for _, source in batch}) - 1)
         return batch
 
     def watch(data, source, destination):
@@ -62,13 +64,14 @@ async def honest_calls(net, alice, passes) -> tuple[list[float], list[int]]:
     socket.receive = receive_and_note
     for _ in range(10):
         await trio.sleep(1.0 - trio.current_time() % 1.0)
+        await wait_all_tasks_blocked()  # until the slow ones have sent: the request stands behind their bytes
         begun.clear()
         net.tap = watch
         start = trio.current_time()
         assert await ask(ours, b"honest") == b"honest"
         seconds.append(trio.current_time() - start)
         net.tap = None
-    return seconds, counts
+    return seconds, counts, max(beside)
 
 
 async def served(autojump_clock, slow: int) -> tuple[float, int]:
@@ -84,13 +87,14 @@ async def served(autojump_clock, slow: int) -> tuple[float, int]:
         await trio.sleep(3)
         trio.lowlevel.add_instrument(passes)
         try:
-            seconds, counts = await honest_calls(net, alice, passes)
+            seconds, counts, beside = await honest_calls(net, alice, passes)
         finally:
             trio.lowlevel.remove_instrument(passes)
         assert bob.connections == slow + 1
         assert all(len(connection._streams) == STREAMS for connection in ready)
         nursery.cancel_scope.cancel()
     assert len(counts) >= 10
+    assert beside == slow, "the control: the bytes of all slow peers did come with a request"
     return max(seconds), max(counts)
 
 
