@@ -115,7 +115,7 @@ def bench(session: nox.Session) -> None:
         _set_up_host(session)  # crun and podman are compared with where they are installed
     for script in sorted(ROOT.glob("*/benchmarks/*.py")):
         if not wanted or script.stem in wanted:
-            env = {"LIBP2P_PYTHON": _libp2p(session)} if script.stem == "mesh" else {}
+            env = {"LIBP2P_PYTHON": _libp2p(session)} if script.stem in ("gossip", "mesh") else {}
             session.run("python", str(script), env=env)
 
 

@@ -21,9 +21,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
-from typing import Any, Final, TypeVar
-
-import attrs
+from typing import Any, Final, NamedTuple, TypeVar
 
 from magik_proto.errors import RemoteProtocolError
 
@@ -43,9 +41,8 @@ def message_id(topic: str, payload: bytes) -> bytes:
     return hashlib.sha256(topic.encode() + b"\0" + payload).digest()
 
 
-@attrs.frozen
-class Frame:
-    """A frame, checked; the fields are those of the module's table."""
+class Frame(NamedTuple):
+    """A frame, checked; the fields are those of the module's table.  A tuple, for one is made of each that comes."""
 
     subscribe: tuple[tuple[str, bool], ...] = ()
     publish: tuple[tuple[str, bytes], ...] = ()
@@ -58,7 +55,7 @@ class Frame:
 
 def to_value(frame: Frame) -> dict[str, Any]:
     """The plain value of a frame: lists, strings, bytes, integers; empty fields are left out."""
-    return {name: _plain(value) for name, value in attrs.asdict(frame, recurse=False).items() if value}
+    return {name: _plain(value) for name, value in zip(Frame._fields, frame, strict=True) if value}
 
 
 def _plain(value: Any) -> Any:
