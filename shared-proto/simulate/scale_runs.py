@@ -123,6 +123,7 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--tenders", type=int, default=Effort().tenders)
     parser.add_argument("--lookups", type=int, default=Effort().lookups)
     parser.add_argument("--lookup-wait", type=float, default=Effort().lookup_wait_s, help="seconds")
+    parser.add_argument("--tender-wait", type=float, default=Effort().tender_wait_s, help="seconds")
     parser.add_argument("--out", type=Path, help="a folder for scale-NODES.json")
     options = parser.parse_args(arguments)
     options.scenarios = options.scenarios.split(",")
@@ -130,6 +131,10 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     if unknown or options.nodes < 100:
         parser.error(f"no scenario {', '.join(unknown)}" if unknown else "--nodes is at least 100")
     options.effort = evolve(
-        Effort(), tenders=options.tenders, lookups=options.lookups, lookup_wait_s=options.lookup_wait
+        Effort(),
+        tenders=options.tenders,
+        lookups=options.lookups,
+        lookup_wait_s=options.lookup_wait,
+        tender_wait_s=options.tender_wait,
     )
     return options

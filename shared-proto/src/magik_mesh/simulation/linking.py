@@ -248,6 +248,11 @@ class Linking:
             return []
         return [Send(source, Closed(), True)]
 
+    def is_greeting(self, peer: PeerId) -> bool:
+        """Whether our hello to a peer is under way."""
+        dial = self._dials.get(peer)
+        return dial is not None and dial.greeted
+
     def answered(self, peer: PeerId) -> None:
         """A call of ours has ended."""
         link = self.links.get(peer)

@@ -163,6 +163,9 @@ class Machine:
         link = self.linking.links.get(source)
         if link is None and isinstance(message, Asked | Told):
             return self._on_call(source, message, now)  # over a brief connection
+        if link is None and type(message) is not dict and not self.linking.is_greeting(source):
+            # A call that crossed with the end of its connection: its sender says it again.
+            return [*self.linking.stranger(source, message), *self.trading.receive(source, message, now)]
         if link is None:
             return self.linking.stranger(source, message)
         if type(message) is dict:
