@@ -38,6 +38,7 @@ def main(arguments: list[str]) -> int:
     if not runs:
         print(f"{folder} holds no scale-*.json: run scale --out {folder} first", file=sys.stderr)
         return 1
+    plt.rcParams["svg.hashsalt"] = "magik"  # the same drawing, the same bytes
     figure, axes = plt.subplots(4, 3, figsize=(14, 14), constrained_layout=True)
     for axis, (key, title, unit) in zip(axes.flat, PANELS, strict=False):
         _panel(axis, runs, key, title, unit)
@@ -73,7 +74,7 @@ def _panel(axis: Any, runs: list[dict[str, Any]], key: str, title: str, unit: st
     elif key == "s_to_99":
         axis.set_yscale("log")
     else:
-        axis.set_ylim(bottom=0)
+        axis.set_ylim(0, axis.get_ylim()[1] * 1.1)
 
 
 def _value(run: dict[str, Any], name: str, key: str) -> float | None:
