@@ -1,4 +1,4 @@
-"""The sending half of :mod:`trio_quic.lean`: who has something to say, packets of it, and what became of them."""
+"""The sending half of :mod:`trio_quic.lean`: what is due, and packets of it."""
 
 from typing import Any
 
@@ -13,14 +13,14 @@ from aioquic.quic.packet import (
     QuicPacketType,
     push_ack_frame,
 )
-from aioquic.quic.packet_builder import QuicDeliveryState, QuicPacketBuilder, QuicSentPacket
+from aioquic.quic.packet_builder import QuicDeliveryState, QuicSentPacket
 from aioquic.quic.recovery import QuicPacketSpace
 from aioquic.quic.stream import QuicStream
 from aioquic.tls import Epoch
 
-from .hardened import HardenedConnection
 from .interface import CoreConfig
-from .lean_stream import LeanStream, next_piece, on_delivery
+from .lean_book import LeanBook
+from .lean_stream import next_piece
 from .recovery import LeanRecovery
 from .tls import CertificateCheck
 
@@ -53,7 +53,7 @@ Datagram = tuple[bytes, Any]
 Handler = tuple[Any, tuple[Any, ...]]
 
 
-class LeanSender(HardenedConnection):
+class LeanSender(LeanBook):
     """A hardened connection that sends its everyday packets by a shorter way."""
 
     def __init__(
@@ -72,26 +72,12 @@ class LeanSender(HardenedConnection):
             send_probe=self._send_probe,
             logger=self._logger,
         )
-        self.discarded: list[int] = []
-        """Streams that are over on the wire since somebody last emptied this list."""
-        self._waiting: dict[QuicStream, None] = {}
-        self._held: dict[QuicStream, None] = {}
-        self._limit_news: dict[QuicStream, None] = {}
         self._unacknowledged = 0
         self._cid_news = True
         self._idle_limit = 0.0
         self._out = Buffer(self._max_datagram_size)
         self._pair: CryptoPair | None = None
         self._space: QuicPacketSpace | None = None
-
-    # aioquic's list of all streams that it walks: for ever empty, since nobody but us writes stream frames.
-    @property
-    def _streams_queue(self) -> list[QuicStream]:
-        return []
-
-    @_streams_queue.setter
-    def _streams_queue(self, value: list[QuicStream]) -> None:
-        pass
 
     # -- what is to be sent
 
@@ -128,20 +114,6 @@ class LeanSender(HardenedConnection):
             return True
         ack_at = self._application().ack_at
         return ack_at is not None and ack_at <= now
-
-    @property
-    def has_news(self) -> bool:
-        """Whether there are stream frames or credit to send."""
-        return bool(self._waiting or self._limit_news) or self._limits_are_news()
-
-    def activate(self, stream: QuicStream) -> None:
-        """A stream has something to say: data, an end, a reset or a wish to hear no more."""
-        self._held.pop(stream, None)
-        self._waiting[stream] = None
-
-    def announce(self, stream: QuicStream) -> None:
-        """A stream's receive limit was raised, and the peer is to know."""
-        self._limit_news[stream] = None
 
     def datagrams_to_send(self, now: float) -> list[Datagram]:
         """As in aioquic: what is due, and what the congestion window lets through."""
@@ -189,17 +161,6 @@ class LeanSender(HardenedConnection):
             ours, theirs = self._configuration.idle_timeout, self._remote_max_idle_timeout
             self._idle_limit = ours if theirs is None else min(ours, theirs)
         return max(self._idle_limit, 3 * self._loss.get_probe_timeout())
-
-    # -- streams
-
-    def open_stream(self) -> LeanStream:
-        """A new stream of ours, which the peer's limit must allow. Without aioquic's log line for each."""
-        stream_id = self._local_next_stream_id_bidi
-        self._local_next_stream_id_bidi = stream_id + 4
-        stream = self._streams[stream_id] = LeanStream(
-            stream_id, self._local_max_stream_data_bidi_local, self._remote_max_stream_data_bidi_remote
-        )
-        return stream
 
     # -- building packets
 
@@ -255,13 +216,6 @@ class LeanSender(HardenedConnection):
         buf.push_uint_var(_ACK)
         push_ack_frame(buf, space.ack_queue, delay, buf.capacity - buf.tell() - _TAG)
         handlers.append((self._on_ack_delivery, (space, space.largest_received_packet)))
-
-    def _limits_are_news(self) -> bool:
-        data, streams = self._local_max_data, self._local_max_streams_bidi
-        if data.value != data.sent:
-            return True
-        # In batches: when the peer has fewer streams left to open than it would be granted.
-        return bool(streams.sent - streams.used < self.allowed_streams - streams.sent)
 
     def _put_limits(self, buf: Buffer, end: int, handlers: list[Handler]) -> None:
         self.hold_stream_limit()
@@ -372,53 +326,6 @@ class LeanSender(HardenedConnection):
         masked = ((number & 0xFFFF) ^ int.from_bytes(mask[1:3], "big")).to_bytes(2, "big")
         return b"".join((bytes((first ^ (mask[0] & 0x1F),)), self._peer_cid.cid, masked, sealed))
 
-    # -- what became of packets
-
-    def _on_data_delivery(
-        self, delivery: QuicDeliveryState, stream: QuicStream, start: int, stop: int, fin: bool
-    ) -> None:
-        sender = stream.sender
-        on_delivery(sender, delivery, start, stop, fin)
-        if sender.is_finished:
-            self._discard_if_over(stream)
-        elif delivery is not _ACKED and not sender.buffer_is_empty:
-            self.activate(stream)
-
-    def _on_reset_delivery(self, delivery: QuicDeliveryState, stream: QuicStream) -> None:
-        stream.sender.on_reset_delivery(delivery)
-        if delivery is _ACKED:
-            self._discard_if_over(stream)
-        else:
-            self.activate(stream)
-
-    def _on_stop_delivery(self, delivery: QuicDeliveryState, stream: QuicStream) -> None:
-        stream.receiver.on_stop_sending_delivery(delivery)
-        if stream.receiver.stop_pending:
-            self.activate(stream)
-
-    def _on_max_stream_data_delivery(self, delivery: QuicDeliveryState, stream: QuicStream) -> None:
-        super()._on_max_stream_data_delivery(delivery, stream)
-        if delivery is not _ACKED:
-            self.announce(stream)
-
     def _replenish_connection_ids(self) -> None:
         super()._replenish_connection_ids()
         self._cid_news = True  # those that get lost are told again with the next ping or probe
-
-    def _discard_if_over(self, stream: QuicStream) -> None:
-        if stream.sender.is_finished and stream.receiver.is_finished:
-            stream_id = stream.stream_id or 0
-            if self._streams.pop(stream_id, None) is not None:
-                self.discarded.append(stream_id)
-            self._waiting.pop(stream, None)
-            self._held.pop(stream, None)
-
-    # -- aioquic writes nothing about streams and credit
-
-    def _write_connection_limits(self, builder: QuicPacketBuilder, space: QuicPacketSpace) -> None:
-        pass
-
-    def _write_stream_limits(
-        self, builder: QuicPacketBuilder, space: QuicPacketSpace, stream: QuicStream
-    ) -> None:
-        pass
