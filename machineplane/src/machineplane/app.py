@@ -164,6 +164,7 @@ class Machine:
             stop=self.keeper.stop_workload,
             publish=self.market.dispose,
             roles=node.roles,
+            member=lambda: node.member_to_show,
         )
         self.tombstones = Tombstones(node, self.disposals.remembered, self.disposals.learn)
         self.guardian = Guardian(

@@ -26,10 +26,10 @@ from market_support import (
 from trio.testing import MockClock
 
 from machineplane.scheduling.market import DECLINE, DeployFailed
-from magik_mesh import Accept, Call, RpcFailed, Verdict
+from magik_mesh import Accept, Call, Node, RpcFailed, Verdict
 from magik_mesh.testing import until
 from magik_proto.awards import Delivery, seal_workload
-from magik_proto.identity import Identity, SealingKey
+from magik_proto.identity import Identity, PeerId, SealingKey
 from magik_proto.messages import FABRIC_TOPIC, Award, ResourceId, encode_message
 from magik_proto.placement import Capacity
 from magik_proto.rpc import AWARD, BID, EVENT
@@ -73,6 +73,25 @@ async def test_in_a_fabric_far_larger_than_the_sample_only_the_sample_bids(
             monkeypatch.setattr(node, "size_estimate", lambda: 10**12)
         finished = await a.market.place(job(a.identity, replicas=3))
         assert dict(finished.placed) == {a.id: 3}
+
+
+@pytest.mark.parametrize("large", [True, False])
+async def test_in_a_large_fabric_a_tender_shows_its_owners_membership_to_those_who_never_heard_of_it(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch, large: bool
+) -> None:
+    async with with_guest(2) as ((a, b), _):
+        a.node._presence.large = large
+        judged = type(b.node).roles
+
+        def roles(node: Node, peer: PeerId, shown: bytes | None = None) -> frozenset[str] | None:
+            """As if `b` had never heard of `a`."""
+            if (node, peer) != (b.node, a.id):
+                return judged(node, peer, shown)
+            return None if shown is None else node._config.policy.admit(peer, shown, wall())
+
+        monkeypatch.setattr(type(b.node), "roles", roles)
+        finished = await a.market.place(job(a.identity, taken={a.id: 1}))
+        assert dict(finished.placed) == ({b.id: 1} if large else {a.id: 1})
 
 
 async def test_a_machine_alone_runs_what_fits_on_it(autojump_clock: MockClock) -> None:

@@ -266,18 +266,24 @@ class Node:
         """
         return self._roster.subscribe()
 
-    def roles(self, peer: PeerId) -> frozenset[str] | None:
+    @property
+    def member_to_show(self) -> bytes | None:
+        """Our membership, for messages that reach machines which may not know it; None where all know it."""
+        return self._config.member if self._presence.large else None
+
+    def roles(self, peer: PeerId, shown: bytes | None = None) -> frozenset[str] | None:
         """What `peer` may do:
 
-        By its connection, else by the membership in its published record; None if unknown.
+        By its connection, else by the membership in its published record, else by the one that is `shown` with
+        its message; None if unknown.
         """
         link = self._links.get(peer)
         if link is not None:
             return link.admitted.roles
         known = self._presence.directory.get(peer)
         record = known.record if known else None
-        member = self._config.member if peer == self.id else record.member if record else None
-        if peer != self.id and record is None:
+        member = self._config.member if peer == self.id else record.member if record else shown
+        if peer != self.id and record is None and shown is None and not self._config.policy.open:
             return None
         try:
             return self._config.policy.admit(peer, member, self._clock.timestamp())

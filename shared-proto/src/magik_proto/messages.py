@@ -44,6 +44,7 @@ __all__ = [
 FABRIC_TOPIC: Final = "magik-fabric"
 """The gossip topic of tenders and disposals."""
 _peer = fields.instance(PeerId)
+_member = fields.optional(fields.octets(1, 4096))  # technical-spec §6: a member is at most 4 KiB
 
 
 @frozen
@@ -130,6 +131,7 @@ class Tender(SignedMessage):
     """An owner asks the fabric who can run a workload. Gossiped; names neither the manifest nor the replica
     count.
 
+    `member` is the owner's membership where machines may not know it (a large fabric); else None.
     `bid_sample` machines should answer in round `round`; `priority` is Kubernetes' pod priority (32 bits,
     signed).
     """
@@ -144,6 +146,7 @@ class Tender(SignedMessage):
     requirements: Requirements = field(validator=fields.instance(Requirements))
     bid_sample: int = field(validator=fields.integer(1, 1_000_000))
     round: int = field(validator=fields.integer(0, 255))
+    member: bytes | None = field(default=None, validator=_member, repr=False)
     timestamp: int = field(validator=fields.timestamp)
 
     @property
@@ -272,7 +275,7 @@ class Event(SignedMessage):
 @frozen(kw_only=True)
 class Disposal(SignedMessage):
     """A workload is deleted for good: this uid, up to this generation, and never a later namesake.
-    Gossiped."""
+    Gossiped. `member` is as in `Tender`."""
 
     TYPE: ClassVar[str] = "disposal"
 
@@ -282,6 +285,7 @@ class Disposal(SignedMessage):
     name: str = field(validator=fields.object_name)
     uid: UUID = field(validator=fields.uuid)
     generation: int = field(validator=fields.generation)
+    member: bytes | None = field(default=None, validator=_member, repr=False)
     timestamp: int = field(validator=fields.timestamp)
 
     @property

@@ -88,3 +88,16 @@ async def test_a_membership_that_expires_ends_the_connection(autojump_clock: Moc
         await trio.sleep(40.0)
         assert len(peers_of(node)) == 1
         await until(lambda: peers_of(node) == [], 60.0)
+
+
+async def test_one_that_nobody_told_of_is_judged_by_the_membership_that_it_shows(
+    autojump_clock: MockClock,
+) -> None:
+    fabric = MemoryFabric()
+    async with fabric.open(closed(1, member_of(1))) as node, fabric.open(config_of(5)) as open_to_all:
+        stranger = identity_of(9).peer_id
+        assert node.roles(stranger) is None
+        assert node.roles(stranger, member_of(9)) == {"run"}
+        assert node.roles(stranger, member_of(8)) is None, "another's"
+        assert node.roles(stranger, member_of(9, STRANGERS_ROOT)) is None
+        assert open_to_all.roles(stranger) == {"run", "submit"}

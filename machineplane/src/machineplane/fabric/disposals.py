@@ -25,7 +25,8 @@ _PAUSE_EVERY = 64  # disposals taken in without letting others run: each costs a
 
 
 class Disposals:
-    """``stop`` ends a workload's pods here; ``publish`` gossips; ``roles`` gives a member's roles, None if unknown."""
+    """``stop`` ends a workload's pods here; ``publish`` gossips; ``roles`` gives a member's roles, None if unknown;
+    ``member`` this machine's membership, where others may not know it."""
 
     def __init__(
         self,
@@ -38,6 +39,7 @@ class Disposals:
         stop: Callable[[UUID], None],
         publish: Callable[[Disposal], Awaitable[None]],
         roles: Callable[[PeerId], frozenset[str] | None],
+        member: Callable[[], bytes | None] = lambda: None,
     ) -> None:
         self._identity = identity
         self._wall = wall
@@ -47,6 +49,7 @@ class Disposals:
         self._stop = stop
         self._publish = publish
         self._roles = roles
+        self._member = member
         self._told_until: dict[str, float] = {}  # of the entries in the table, monotonic
         self._log = structlog.get_logger(room="fabric")
         view.on_disposal = self.read
@@ -62,6 +65,7 @@ class Disposals:
                 name=workload.resource.name,
                 uid=workload.uid,
                 generation=workload.generation,
+                member=self._member(),
                 timestamp=self._wall(),
                 nonce=new_nonce(),
             ),

@@ -30,10 +30,14 @@ class Job:
 
 @frozen
 class Writer:
-    """Signs with ``identity`` at the time that ``wall`` gives (ms since the epoch)."""
+    """Signs with ``identity`` at the time that ``wall`` gives (ms since the epoch).
+
+    ``member`` gives this machine's membership where tenders have to carry it.
+    """
 
     identity: Identity
     wall: Callable[[], int]
+    member: Callable[[], bytes | None]
 
     def tender(self, tender_id: UUID, job: Job, round: int, sample: int) -> Tender:
         """One round of a tender for a job."""
@@ -46,6 +50,7 @@ class Writer:
             requirements=job.requirements,
             bid_sample=sample,
             round=round,
+            member=self.member(),
             timestamp=self.wall(),
             nonce=new_nonce(),
         )

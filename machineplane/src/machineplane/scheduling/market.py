@@ -73,7 +73,7 @@ class Market:
         self._bidder = bidder
         self._replay = replay
         self._wall = wall
-        self._writer = Writer(identity, wall)
+        self._writer = Writer(identity, wall, lambda: node.member_to_show)
         self._deploy = deploy
         self._disposed = disposed
         self._nursery = nursery
@@ -371,7 +371,7 @@ class Market:
             message = decode_message(payload)
             if not isinstance(message, Tender | Disposal):
                 return Verdict.REJECT
-            roles = self._node.roles(message.signer)
+            roles = self._node.roles(message.signer, message.member)
             if roles is None:
                 return Verdict.IGNORE  # its membership has not reached us: who passed it on is not to blame
             self._check(message, roles, "submit")
