@@ -167,3 +167,26 @@ def test_ones_own_certificate_is_refused_whoever_shows_it() -> None:
     assert verify_peer(make_credentials(config_of(2)).certificate).peer == identity_of(2).peer_id
     with pytest.raises(PeerRejected, match="same identity"):
         verify_peer(make_credentials(config_of(1)).certificate)
+
+
+async def test_who_was_first_with_a_message_is_marked_as_useful(autojump_clock: MockClock) -> None:
+    """It is the last to make room, of those that nobody chose (`magik_mesh.links`)."""
+    got: list[bytes] = []
+
+    async def judge(_: object, payload: bytes) -> Judgement:
+        got.append(payload)
+        return Accept(identity_of(2).peer_id)
+
+    with trio.fail_after(60):
+        async with memory_fabric(2) as fabric:
+            await fabric.connected()
+            a, b = fabric.nodes
+            a.subscribe("t", judge)
+            await trio.sleep(1.0)
+            link = a._links.get(b.id)
+            assert link is not None
+            link.outbox.useful = False  # presence has come before
+            await b.publish("t", b"news")
+            await until(lambda: got == [b"news"])
+            await trio.sleep(0.1)
+            assert link.useful
