@@ -15,46 +15,14 @@ from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 
 import trio
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from quic import credentials, trio_echo_server
 
-from trio_quic import (
-    AioquicCore,
-    Connection,
-    Credentials,
-    Endpoint,
-    MakeCore,
-    QuicError,
-    Stream,
-    make_certificate,
-    open_endpoint,
-)
+from trio_quic import AioquicCore, Connection, Endpoint, MakeCore, Stream, open_endpoint
 from trio_quic.native import NativeCore
 
 REQUEST = b"x" * 200
 BULK = 8_000_000
 UNITS = {"echo_1": "1/s", "echo_64": "1/s", "cpu_ms": "ms", "bulk_mb": "MB/s", "connects": "1/s"}
-
-
-async def echo(stream: Stream) -> None:
-    """Send back what comes."""
-    async with stream:
-        chunk = bytes(await stream.receive_some())
-        if stream.at_eof:
-            await stream.send_last(chunk)
-            return
-        await stream.send_all(chunk)
-        async for more in stream:
-            await stream.send_all(more)
-
-
-async def serve(connection: Connection[object]) -> None:
-    """Echo on every stream until the connection ends."""
-    try:
-        async with trio.open_nursery() as nursery:
-            while True:
-                nursery.start_soon(echo, await connection.accept_stream())
-    except* (QuicError, trio.ClosedResourceError):
-        pass
 
 
 async def ask(connection: Connection[object]) -> None:
@@ -99,12 +67,10 @@ async def send_whole(stream: Stream) -> None:
 
 def opened(name: str, core: MakeCore) -> AbstractAsyncContextManager[Endpoint[object]]:
     """An endpoint with a fresh identity."""
-    key = Ed25519PrivateKey.generate()
-    own = Credentials(make_certificate(key, common_name=name), key)
     return open_endpoint(
         "127.0.0.1",
         0,
-        credentials=own,
+        credentials=credentials(name),
         alpn="bench/1",
         verify_peer=lambda certificate: certificate,
         core=core,
@@ -121,7 +87,7 @@ async def measure(core: MakeCore, seconds: float) -> dict[str, float]:
 
         async def serve_all() -> None:
             while True:
-                nursery.start_soon(serve, await bob.accept())
+                nursery.start_soon(trio_echo_server, await bob.accept())
 
         async def connect() -> None:
             await (await alice.connect(bob.local_address)).aclose()

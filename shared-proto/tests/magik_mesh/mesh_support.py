@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 import attrs
@@ -17,7 +18,7 @@ from magik_mesh.testing import EPOCH_MS, MemoryFabric, config_of, identity_of, p
 from magik_mesh.tls import make_credentials
 from magik_proto.invites import RootKey
 from magik_proto.membership import MembershipPolicy
-from trio_quic import Connection, Credentials
+from trio_quic import Connection, Endpoint, open_endpoint
 
 HOUR = 3_600_000
 METHOD = "/test/echo/1.0.0"
@@ -57,8 +58,16 @@ async def refused(intruder: NodeConfig, **changes: Any) -> str:
     return next(entry["reason"] for entry in logs if entry["event"] == "bootstrap peer does not answer")
 
 
-def raw_credentials(seed: int) -> Credentials:
-    return make_credentials(config_of(seed))
+def intruders_endpoint(fabric: MemoryFabric) -> AbstractAsyncContextManager[Endpoint[object]]:
+    """The endpoint, as number 8, of a member that speaks QUIC by hand."""
+    return open_endpoint(
+        "",
+        0,
+        credentials=make_credentials(config_of(8)),
+        alpn="magik-machine/1",
+        verify_peer=lambda _: None,
+        socket=fabric.network.socket("10.0.0.8", 4001),
+    )
 
 
 class Intruder:

@@ -7,7 +7,7 @@ import random
 import pytest
 import trio
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from mesh_support import Intruder, raw_credentials, record_of
+from mesh_support import Intruder, intruders_endpoint, record_of
 from structlog.testing import capture_logs
 from trio.testing import MockClock
 
@@ -16,7 +16,7 @@ from magik_mesh.rpc_client import start_call
 from magik_mesh.testing import MemoryFabric, config_of, identity_of, memory_fabric, peers_of, until
 from magik_mesh.tls import admission, make_credentials
 from magik_proto.rpc import Request, encode_frame
-from trio_quic import ConnectionClosed, PeerRejected, open_endpoint
+from trio_quic import ConnectionClosed, PeerRejected
 
 METHOD = "/test/echo/1.0.0"
 
@@ -81,14 +81,7 @@ async def test_garbage_ends_the_connection_or_stream_and_nothing_else(
         async with (
             fabric.open(config_of(1)) as node,
             fabric.open(config_of(2)) as honest,
-            open_endpoint(
-                "",
-                0,
-                credentials=raw_credentials(8),
-                alpn="magik-machine/1",
-                verify_peer=lambda _: None,
-                socket=fabric.network.socket("10.0.0.8", 4001),
-            ) as endpoint,
+            intruders_endpoint(fabric) as endpoint,
         ):
             await fabric.connected()
             for _ in range(5):
@@ -113,14 +106,7 @@ async def test_no_call_is_handled_before_the_hello(autojump_clock: MockClock) ->
 
     async with (
         fabric.open(config_of(1)) as node,
-        open_endpoint(
-            "",
-            0,
-            credentials=raw_credentials(8),
-            alpn="magik-machine/1",
-            verify_peer=lambda _: None,
-            socket=fabric.network.socket("10.0.0.8", 4001),
-        ) as endpoint,
+        intruders_endpoint(fabric) as endpoint,
     ):
         node.handle(METHOD, handler)
         intruder = Intruder(await endpoint.connect(node.address))
@@ -135,14 +121,7 @@ async def test_a_bad_gossip_frame_ends_that_stream_only(autojump_clock: MockCloc
     fabric = MemoryFabric()
     async with (
         fabric.open(config_of(1)) as node,
-        open_endpoint(
-            "",
-            0,
-            credentials=raw_credentials(8),
-            alpn="magik-machine/1",
-            verify_peer=lambda _: None,
-            socket=fabric.network.socket("10.0.0.8", 4001),
-        ) as endpoint,
+        intruders_endpoint(fabric) as endpoint,
     ):
         intruder = Intruder(await endpoint.connect(node.address))
         await intruder.hello(node, record_of(8, fabric))

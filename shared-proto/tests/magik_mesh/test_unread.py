@@ -7,14 +7,14 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import trio
-from mesh_support import METHOD, Intruder, raw_credentials, record_of
+from mesh_support import METHOD, Intruder, intruders_endpoint, record_of
 from trio.testing import MockClock
 
 from magik_mesh import Call, MeshLimits, Node, codes
 from magik_mesh.rpc_client import start_call
 from magik_mesh.testing import MemoryFabric, config_of, peers_of, until
 from magik_proto.rpc import Request, encode_frame
-from trio_quic import Connection, Limits, open_endpoint
+from trio_quic import Connection, Limits
 
 QUIC = Limits()
 LIMITS = MeshLimits(unread_answers=3 << 20, gossip_bytes=1 << 20)
@@ -27,14 +27,7 @@ async def idler_and_friend() -> AsyncIterator[tuple[Node, Node, Intruder, Any]]:
     async with (
         fabric.open(config_of(1, limits=LIMITS)) as node,
         fabric.open(config_of(2)) as friend,
-        open_endpoint(
-            "",
-            0,
-            credentials=raw_credentials(8),
-            alpn="magik-machine/1",
-            verify_peer=lambda _: None,
-            socket=fabric.network.socket("10.0.0.8", 4001),
-        ) as endpoint,
+        intruders_endpoint(fabric) as endpoint,
     ):
         await until(lambda: len(peers_of(node)) == 1)
         connection: Connection[object] = await endpoint.connect(node.address)

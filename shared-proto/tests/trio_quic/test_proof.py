@@ -76,6 +76,18 @@ class Door:
             nursery.cancel_scope.cancel()
 
 
+def alice_on(net, own, verify_peer=name_of):
+    """An honest client's endpoint."""
+    return open_endpoint(
+        *ALICE,
+        credentials=own,
+        alpn=ALPN,
+        verify_peer=verify_peer,
+        socket=net.socket(*ALICE),
+        core=NativeCore,
+    )
+
+
 class RawClient:
     """A client that does the proof by hand, over aioquic's bare connection: TLS asks nothing of it."""
 
@@ -151,14 +163,7 @@ async def proof_for(net, client: Credentials, nonce: bytes, own: Credentials) ->
     """Have a member connect to Mallory, as members do: what it signs for her, with a nonce of her choice."""
     async with (
         mallorys_server(net, nonce, own) as (address, caught),
-        open_endpoint(
-            *ALICE,
-            credentials=client,
-            alpn=ALPN,
-            verify_peer=name_of,
-            socket=net.socket(*ALICE),
-            core=NativeCore,
-        ) as alice,
+        alice_on(net, client) as alice,
     ):
         await alice.connect(address)
     return b"".join(caught)
@@ -381,14 +386,7 @@ async def test_a_client_says_nothing_to_a_server_that_it_does_not_trust(autojump
     door = Door(net, own=credentials("mallory"))
     async with (
         door.opened(),
-        open_endpoint(
-            *ALICE,
-            credentials=credentials("alice"),
-            alpn=ALPN,
-            verify_peer=only_bob,
-            socket=net.socket(*ALICE),
-            core=NativeCore,
-        ) as alice,
+        alice_on(net, credentials("alice"), only_bob) as alice,
     ):
         with pytest.raises(PeerRejected, match="bob was expected") as caught:
             await alice.connect(BOB)
@@ -404,14 +402,7 @@ async def test_a_server_has_to_have_the_key_of_the_certificate_that_it_shows(aut
     door = Door(net, own=own)
     async with (
         door.opened(),
-        open_endpoint(
-            *ALICE,
-            credentials=credentials("alice"),
-            alpn=ALPN,
-            verify_peer=name_of,
-            socket=net.socket(*ALICE),
-            core=NativeCore,
-        ) as alice,
+        alice_on(net, credentials("alice")) as alice,
     ):
         with pytest.raises(HandshakeFailed):
             await alice.connect(BOB)
@@ -445,14 +436,7 @@ async def test_data_that_overtakes_the_acceptance_is_not_lost(autojump_clock):
             socket=net.socket(*BOB),
             core=Rival,
         ) as bob,
-        open_endpoint(
-            *ALICE,
-            credentials=credentials("alice"),
-            alpn=ALPN,
-            verify_peer=name_of,
-            socket=net.socket(*ALICE),
-            core=NativeCore,
-        ) as alice,
+        alice_on(net, credentials("alice")) as alice,
         trio.open_nursery() as nursery,
     ):
         nursery.start_soon(alice.connect, BOB)

@@ -14,7 +14,7 @@ from trio_quic_support import ALICE, BOB, ask, endpoint_on, network, serve_echo
 from trio_quic.core import AioquicCore
 from trio_quic.native import NativeCore
 
-PEERS = 20
+PEERS = 12
 STREAMS = 64
 
 
