@@ -4,8 +4,9 @@ import json
 import os
 import signal
 import time
+from pathlib import Path
 
-import pytest
+import wasmtime
 import yaml
 from lab_support import IMAGE, Lab, deployment, is_ready, run, wait_for
 
@@ -221,14 +222,37 @@ def test_a_missing_image_is_shown_on_the_pod_and_the_daemon_goes_on(lab: Lab) ->
     lab.remove("m0", "noimage")
 
 
-@pytest.mark.parametrize("runtime", ["krun", "wasm"])
-def test_a_workload_that_names_a_runtime_is_never_run_with_another(lab: Lab, runtime: str) -> None:
-    obj = deployment(runtime, 1)
-    obj["metadata"]["annotations"] = {"magik.io/runtime": runtime}
+def test_a_workload_that_names_a_runtime_is_never_run_with_another(lab: Lab) -> None:
+    obj = deployment("named", 1)
+    obj["metadata"]["annotations"] = {"magik.io/runtime": "krun"}
     lab.apply("m0", obj)
-    wait_for("it is said", lambda: f"needs runtime {runtime}" in lab.kubectl("m1", "get", "events"))
-    assert not lab.pods("m1", runtime)
-    lab.remove("m0", runtime)
+    wait_for("it is said", lambda: "needs runtime krun" in lab.kubectl("m1", "get", "events"))
+    assert not lab.pods("m1", "named")
+    lab.remove("m0", "named")
+
+
+FOREVER = """(module
+  (import "wasi_snapshot_preview1" "fd_write" (func $write (param i32 i32 i32 i32) (result i32)))
+  (memory (export "memory") 1) (data (i32.const 100) "hello from wasm\\n")
+  (func (export "_start")
+    (i32.store (i32.const 0) (i32.const 100)) (i32.store (i32.const 4) (i32.const 16))
+    (drop (call $write (i32.const 1) (i32.const 0) (i32.const 1) (i32.const 8)))
+    (loop $again (br $again))))"""
+
+
+def test_a_webassembly_module_is_a_workload_like_others(lab: Lab, tmp_path: Path) -> None:
+    module = tmp_path / "hello.wasm"
+    module.write_bytes(wasmtime.wat2wasm(FOREVER))
+    lab.command("image", "import", str(module), "--ref", "localhost/hello:1")
+    obj = deployment("wasm", 2)
+    obj["metadata"]["annotations"] = {"magik.io/runtime": "wasm"}
+    container = obj["spec"]["template"]["spec"]["containers"][0]
+    container |= {"image": "localhost/hello:1", "resources": {"limits": {"cpu": "100m", "memory": "96Mi"}}}
+    del container["command"]
+    lab.apply("m0", obj)
+    for pod in lab.wait_running("m1", "wasm", 2):
+        wait_for("its line", lambda pod=pod: lab.kubectl("m2", "logs", pod) == "hello from wasm\n", 20)  # type: ignore[misc]
+    lab.remove("m2", "wasm")
 
 
 def test_pods_reach_the_world_outside_their_machine(lab: Lab) -> None:
