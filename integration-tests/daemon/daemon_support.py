@@ -7,11 +7,11 @@ import signal
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
+
+import httpx
 
 from machineplane.linux.netns import in_netns
 
@@ -99,16 +99,12 @@ class Daemon:
         """A request to the plain port from inside: the HTTP status and the decoded answer."""
         url = f"http://127.0.0.1:3000{path}"
         headers = {"Content-Type": content} if body else {}
-        request = urllib.request.Request(url, body or None, headers, method=method)
-        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
         def send() -> tuple[int, Any]:
-            try:
-                with opener.open(request, timeout=30) as answer:
-                    return answer.status, json.loads(answer.read())
-            except urllib.error.HTTPError as error:
-                with error:
-                    return error.code, json.loads(error.read())
+            # This client reads an answer also where the server had enough before all of the body was sent.
+            with httpx.Client(trust_env=False, timeout=30) as client:
+                answer = client.request(method, url, content=body or None, headers=headers)
+                return answer.status_code, answer.json()
 
         return in_netns(f"/proc/{self.pid}/ns/net", send)
 

@@ -127,6 +127,7 @@ class Leadership:
         self._stored = stored if stored is not None else lost
         self._role = Role.IDLE
         self._leader: int | None = None
+        self._stood = 0  # the generation for which the votes were asked
         self._granted: dict[int, int] = {}  # who is for us, with its incarnation
         self._known: dict[int, int] = {}  # the incarnations that voters have told us of
         self._rounds: dict[int, _Round] = {}
@@ -313,6 +314,7 @@ class Leadership:
         self._become(Role.CANDIDATE)
         self._wait(now)
         request = RequestVote(self._stored.term + 1, self._stored.generation)
+        self._stood = request.generation
         stored = self._persist(*self._to_all(request), term=request.term, vote=self._own)
         return [stored, *self._counted(now)]
 
@@ -351,7 +353,8 @@ class Leadership:
 
     def _lead(self, now: float) -> list[LeadershipOutput]:
         self._become(Role.LEADER)
-        self._token = Token(self._stored.generation, self._stored.term)
+        # Not a generation that was learnt since: nobody but us may have stored that one.
+        self._token = Token(self._stood, self._stored.term)
         self._proven = now + self._config.lease_s
         return [*self._know(self._own), *self._heartbeat(now)]
 

@@ -332,6 +332,21 @@ def test_growing_needs_majorities_of_both() -> None:
     assert machine.poll(now + 1.0)[0] == Send(1, Heartbeat(1, 2, 3, True))
 
 
+def test_a_generation_learnt_while_standing_is_not_the_tokens_yet() -> None:
+    """The votes are for the one before; nobody else may have stored the new one, and a later leader may not know of it."""
+    machine = started()
+    now = due(machine)
+    machine.poll(now)
+    tell(machine, 1, PreVoteReply(1, True), now)
+    assert machine.role is Role.CANDIDATE
+    machine.receive(NewGeneration(2, 3), now)
+    tell(machine, 1, VoteReply(1, True, 0), now)
+    held = tell(machine, 1, HeartbeatReply(1, 1, 1), now)
+    assert held == [LeaseHeld(Token(1, 1), now + 3)]
+    settled = tell(machine, 2, HeartbeatReply(1, 2, 1), now)
+    assert settled[-1] == LeaseHeld(Token(2, 1), now + 3)
+
+
 def test_a_follower_settles_with_its_leader() -> None:
     machine = started(own=1)
     machine.receive(NewGeneration(2, 5), 0.0)
