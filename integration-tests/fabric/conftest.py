@@ -1,4 +1,3 @@
-import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,36 +9,25 @@ sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parent.parent / "images"))
 
 from debian_registry import Registry
-from lab_support import Lab
-
-
-def start(name: str, machines: int, directory: Path, *options: str) -> Iterator[Lab]:
-    assert os.geteuid() == 0, "these tests need root: they make namespaces and containers"
-    lab = Lab(name, directory)
-    lab.command("down", check=False)
-    try:
-        lab.up(machines, *options)
-        yield lab
-    finally:
-        lab.command("down")
+from lab_support import Lab, running_lab
 
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     """Three machines that are all alive when a test begins; a test that kills one starts it again."""
-    yield from start("itest", 3, tmp_path_factory.mktemp("lab"))
+    yield from running_lab("itest", 3, tmp_path_factory.mktemp("lab"))
 
 
 @pytest.fixture(scope="module")
 def lone_lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    yield from start("itest1", 1, tmp_path_factory.mktemp("lone"))
+    yield from running_lab("itest1", 1, tmp_path_factory.mktemp("lone"))
 
 
 @pytest.fixture(scope="module")
 def hidden_lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     """m0 and m4 can be reached; m1 and m2 are behind cone NATs, m3 is behind a symmetric one; each behind its own."""
     options = ("--nat", "m1,m2", "--nat-symmetric", "m3")
-    yield from start("itestn", 5, tmp_path_factory.mktemp("hidden"), *options)
+    yield from running_lab("itestn", 5, tmp_path_factory.mktemp("hidden"), *options)
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +36,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     folder = tmp_path_factory.mktemp("site")
     settings = folder / "registries.yaml"
     settings.write_text(yaml.safe_dump({"registries": {"*": {"plain-http": True}}}))
-    yield from start("itestr", 3, folder, "--", "--registry-config", str(settings))
+    yield from running_lab("itestr", 3, folder, "--", "--registry-config", str(settings))
 
 
 @pytest.fixture

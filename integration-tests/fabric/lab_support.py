@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -157,3 +157,15 @@ class Lab:
 def is_ready(obj: dict[str, Any]) -> bool:
     conditions = obj.get("status", {}).get("conditions", [])
     return any(c["type"] == "Ready" and c["status"] == "True" for c in conditions)
+
+
+def running_lab(name: str, machines: int, directory: Path, *options: str) -> Iterator[Lab]:
+    """For fixtures: a lab that is up, and gone afterwards."""
+    assert os.geteuid() == 0, "these tests need root: they make namespaces and containers"
+    lab = Lab(name, directory)
+    lab.command("down", check=False)
+    try:
+        lab.up(machines, *options)
+        yield lab
+    finally:
+        lab.command("down")

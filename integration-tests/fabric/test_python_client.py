@@ -6,10 +6,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from conftest import start
 from kubernetes import client, config
 from kubernetes.stream import portforward, stream
-from lab_support import IMAGE, Lab, is_ready, wait_for
+from lab_support import IMAGE, Lab, is_ready, running_lab, wait_for
 
 MACHINES = ("m0", "m1")
 
@@ -28,7 +27,7 @@ def collected() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    yield from start("ptest", 2, tmp_path_factory.mktemp("lab"))
+    yield from running_lab("ptest", 2, tmp_path_factory.mktemp("lab"))
 
 
 @pytest.fixture(scope="module")

@@ -21,8 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import start
-from lab_support import IMAGE, Lab, is_ready, wait_for
+from lab_support import IMAGE, Lab, is_ready, running_lab, wait_for
 
 MACHINES = ("m0", "m1")
 KUBECTLS = ("1.30", "1.31", "1.32", "1.33")
@@ -33,7 +32,7 @@ VERSIONED = "/usr/lib/google-cloud-sdk/bin/kubectl."
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    yield from start("stest", 2, tmp_path_factory.mktemp("lab"))
+    yield from running_lab("stest", 2, tmp_path_factory.mktemp("lab"))
 
 
 @pytest.fixture(scope="module", autouse=True)
