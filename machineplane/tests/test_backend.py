@@ -76,7 +76,9 @@ class World:
         self.machine.table.remove(("workload", str(workload.uid)))
         self.view.dispose(str(workload.uid))
 
-    async def tender(self, manifest: Manifest, replicas: int, taken: dict[PeerId, int]) -> Outcome:
+    async def tender(
+        self, manifest: Manifest, replicas: int, taken: dict[PeerId, int], ordinals: tuple[int, ...]
+    ) -> Outcome:
         return Outcome({}, replicas, ())
 
     # -- the backend's calls, short

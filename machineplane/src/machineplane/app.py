@@ -362,7 +362,9 @@ class Machine:
             return f"spec is malformed: {error!r}"
         return None
 
-    async def _tender(self, manifest: Manifest, replicas: int, taken: dict[PeerId, int]) -> Outcome:
+    async def _tender(
+        self, manifest: Manifest, replicas: int, taken: dict[PeerId, int], ordinals: tuple[int, ...]
+    ) -> Outcome:
         spec = manifest.template["spec"]
         try:
             requirements = requirements_of(spec, manifest.annotations, self.default_runtime)
@@ -370,7 +372,9 @@ class Machine:
         except RequirementsError as error:
             return Outcome({}, replicas, (str(error),))
         objects = self.references.collect(manifest.record.resource.namespace, spec)
-        job = Job(manifest.record, requirements, replicas, taken, objects=objects, priority=priority)
+        job = Job(
+            manifest.record, requirements, replicas, taken, ordinals, objects=objects, priority=priority
+        )
         finished = await self.market.place(job)
         return Outcome(dict(finished.placed), finished.unplaced, finished.reasons)
 

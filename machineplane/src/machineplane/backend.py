@@ -42,6 +42,7 @@ from magik_proto.records import Workload
 from magik_proto.signing import new_nonce, sign
 
 REVISION = "deployment.kubernetes.io/revision"
+COUNTED = ("Deployment", "StatefulSet")  # kinds whose objects show their generation
 _FIELD = re.compile(r"spec(\.\w+|\[\d+\])+")  # with which a refusal begins that is about one field
 _VERSION = re.compile("[0-9]{1,20}")  # 64 bits have no more digits
 
@@ -205,8 +206,9 @@ class FabricBackend:
             self._require_namespace(metadata["namespace"])
         uid, stamp = uuid4(), self._view.clock.now()
         metadata |= {"uid": str(uid), "creationTimestamp": rfc3339(self._wall())}
-        if kind.kind == "Deployment":
+        if kind.kind in COUNTED:
             metadata["generation"] = 1
+        if kind.kind == "Deployment":
             metadata["annotations"] = {**(metadata.get("annotations") or {}), REVISION: "1"}
         return await self._keep(kind, obj, uid, 1, stamp, dry_run)
 
@@ -287,7 +289,7 @@ class FabricBackend:
         if manifest_of(obj) == record.manifest:
             return shown
         generation = record.generation + (1 if changed_spec else 0)
-        if kind.kind == "Deployment":
+        if kind.kind in COUNTED:
             obj["metadata"]["generation"] = generation
         return await self._keep(kind, obj, record.uid, generation, self._view.clock.now(), dry_run)
 
@@ -346,7 +348,7 @@ class FabricBackend:
     async def _hasten(
         self, namespace: str, name: str, manifest: Manifest | None, grace_seconds: int | None
     ) -> None:
-        """Stop a pod of a Deployment (which will be replaced), or one whose delete names a grace of its own."""
+        """Stop a pod that something else made (it will be replaced), or one whose delete names a grace of its own."""
         entry = self._pod_entry(namespace, name)
         if entry is not None and (manifest is None or grace_seconds is not None):
             await self._remote.retire(entry.node, entry.uid, grace_seconds)

@@ -49,6 +49,12 @@ def deployment(
     }
 
 
+def stateful_set(name: str = "db", replicas: int = 3, **spec: Any) -> dict[str, Any]:
+    obj = deployment(name, replicas)
+    obj["spec"] |= {"serviceName": f"{name}s", **spec}
+    return obj | {"kind": "StatefulSet"}
+
+
 def bare_pod(name: str = "once", policy: str = "Always") -> dict[str, Any]:
     return {
         "apiVersion": "v1",

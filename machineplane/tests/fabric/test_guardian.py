@@ -6,7 +6,17 @@ from uuid import uuid4
 import pytest
 import trio
 import trio.lowlevel
-from fabric_support import FakeMachine, Wall, bare_pod, deployment, identity, mirror, new_view, record
+from fabric_support import (
+    FakeMachine,
+    Wall,
+    bare_pod,
+    deployment,
+    identity,
+    mirror,
+    new_view,
+    record,
+    stateful_set,
+)
 from trio.testing import wait_all_tasks_blocked
 
 from machineplane.fabric.events import Events
@@ -50,6 +60,7 @@ class World:
         self.view = new_view(self.machine.id, wall)
         self.holdings = Holdings()
         self.tenders: list[tuple[str, int]] = []
+        self.ordinals: list[int] = []
         self.retired: list[str] = []
         self.disposed: list[Workload] = []
         self.places = True
@@ -73,13 +84,19 @@ class World:
     async def settle(self) -> None:
         mirror(self.view, self.other)
 
-    async def tender(self, manifest: Manifest, replicas: int, taken: dict[PeerId, int]) -> Outcome:
+    async def tender(
+        self, manifest: Manifest, replicas: int, taken: dict[PeerId, int], ordinals: tuple[int, ...]
+    ) -> Outcome:
         self.tenders.append((manifest.record.resource.name, replicas))
         await trio.sleep(0.25)
         if not self.places:
             return Outcome({}, replicas, ("no machine made a bid",))
-        for _ in range(replicas):
-            self.other.run(manifest.record, f"p{uuid4().hex[:6]}")
+        self.ordinals += ordinals
+        for n in ordinals or [None] * replicas:
+            labels = {} if n is None else {"apps.kubernetes.io/pod-index": str(n)}
+            self.other.run(manifest.record, f"p{uuid4().hex[:6]}", labels=labels)
+        if ordinals:
+            mirror(self.view, self.other)  # as its table is followed
         return Outcome({self.other.id: replicas}, 0, ())
 
     async def retire(self, peer: PeerId, pod: str) -> None:
@@ -147,6 +164,31 @@ async def test_scaling_down_retires(world: World, autojump_clock: trio.testing.M
         world.guardian.hold(smaller)
         await trio.sleep(2)
         assert len(world.retired) == 2
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_stateful_set_comes_up_in_order_rolls_and_is_counted(
+    world: World, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(world.guardian.run)
+        workload = record(stateful_set(), world.machine.identity)
+        world.guardian.take(workload)
+        await trio.sleep(5)
+        assert world.tenders == [("db", 1)] * 3 and world.ordinals == [0, 1, 2]
+        shown = world.view.rendered["StatefulSet", "default", "db"]["status"]
+        assert (shown["replicas"], shown["readyReplicas"], shown["updatedReplicas"]) == (3, 3, 3)
+        assert shown["currentRevision"] == shown["updateRevision"]
+        newer = stateful_set()
+        newer["spec"]["template"]["metadata"]["labels"]["v"] = "2"
+        world.guardian.hold(record(newer, world.machine.identity, uid=workload.uid, generation=2, stamp=9))
+        shown = world.view.rendered["StatefulSet", "default", "db"]["status"]
+        assert (shown["currentReplicas"], shown["updatedReplicas"]) == (3, 0)
+        assert shown["currentRevision"] != shown["updateRevision"]
+        await trio.sleep(10)
+        assert world.ordinals == [0, 1, 2, 2, 1, 0] and len(world.retired) == 3
+        shown = world.view.rendered["StatefulSet", "default", "db"]["status"]
+        assert shown["currentRevision"] == shown["updateRevision"] and shown["observedGeneration"] == 2
         nursery.cancel_scope.cancel()
 
 

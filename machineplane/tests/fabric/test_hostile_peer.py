@@ -6,13 +6,12 @@ from contextlib import suppress
 from typing import Any
 from uuid import uuid4
 
-from fabric_support import FakeMachine, Wall, deployment, mirror, new_view, record
+from fabric_support import FakeMachine, Wall, deployment, mirror, new_view, record, stateful_set
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from machineplane.fabric.guardian import actor
 from machineplane.fabric.objects import pod_fact
-from machineplane.fabric.plan import plan
 from machineplane.fabric.table import Delta
 from machineplane.scheduling.requirements import RequirementsError, requirements_of
 from magik_proto.errors import RemoteProtocolError
@@ -58,15 +57,24 @@ def full_deployment() -> dict[str, Any]:
     return obj
 
 
+def full_stateful_set() -> dict[str, Any]:
+    rolling = {"type": "RollingUpdate", "rollingUpdate": {"partition": 1}}
+    return stateful_set(podManagementPolicy="Parallel", ordinals={"start": 1}, updateStrategy=rolling)
+
+
 @settings(max_examples=400, deadline=None)
-@given(st.sampled_from(paths(full_deployment())), json_values)
-def test_a_manifest_with_anything_anywhere(path: tuple[Any, ...], value: Any) -> None:
+@given(
+    st.sampled_from([(obj, path) for obj in (full_deployment(), full_stateful_set()) for path in paths(obj)]),
+    json_values,
+)
+def test_a_manifest_with_anything_anywhere(place: tuple[dict[str, Any], tuple[Any, ...]], value: Any) -> None:
     wall = Wall()
     machine = FakeMachine(1, wall)
     view = new_view(FakeMachine(2, wall).id, wall)
-    good = record(deployment(), machine.identity)
-    bad = with_value(full_deployment(), path, value)
-    signed = record(full_deployment(), machine.identity, uid=good.uid)
+    obj, path = place
+    good = record(obj, machine.identity)
+    bad = with_value(obj, path, value)
+    signed = record(obj, machine.identity, uid=good.uid)
     from magik_proto.signing import sign
 
     machine.hold(sign(signed.evolve(manifest=canonical_json(bad), signature=b""), machine.identity))
@@ -75,7 +83,7 @@ def test_a_manifest_with_anything_anywhere(path: tuple[Any, ...], value: Any) ->
         mirror(view, machine)
     manifest = view.manifest(str(good.uid))
     if manifest is not None:
-        plan(manifest.wish, [pod_fact(p) for p in view.pods_of(str(good.uid))])
+        manifest.next_step(pod_fact(p) for p in view.pods_of(str(good.uid)))
         actor(manifest.record, [machine.id])
         with suppress(RequirementsError):
             requirements_of(manifest.template["spec"], manifest.annotations, "crun")

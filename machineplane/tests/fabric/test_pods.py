@@ -10,7 +10,7 @@ from uuid import uuid4
 import pytest
 import trio
 from attrs import evolve, frozen
-from fabric_support import FakeMachine, Wall, deployment, record
+from fabric_support import FakeMachine, Wall, deployment, record, stateful_set
 from trio.testing import wait_all_tasks_blocked
 
 from machineplane.fabric.events import Events
@@ -124,6 +124,28 @@ async def test_an_award_becomes_pods_in_the_table(
         assert pod["metadata"]["labels"]["magik.name"] == "web" and pod["metadata"]["labels"]["app"] == "web"
     assert len(bench.keeper.settled()) == 2
     assert ("Pod", "Scheduled") in bench.said() and ("Pod", "Started") in bench.said()
+
+
+async def test_a_stateful_set_s_pods_are_named_by_their_awarded_ordinals(
+    bench: Bench, autojump_clock: trio.testing.MockClock
+) -> None:
+    workload = record(stateful_set(), bench.machine.identity)
+    award = evolve(award_of(workload, 2), ordinals=(0, 2))
+    assert await bench.keeper.deploy(workload, award, b"", "crun") == ["db-0", "db-2"]
+    pod = bench.shown()["db-2"]
+    assert (pod["spec"]["hostname"], pod["spec"]["subdomain"]) == ("db-2", "dbs")
+    labels = pod["metadata"]["labels"]
+    assert labels["statefulset.kubernetes.io/pod-name"] == "db-2"
+    assert labels["apps.kubernetes.io/pod-index"] == "2"
+    assert labels["controller-revision-hash"].startswith("db-") and "pod-template-hash" not in labels
+    (owner,) = pod["metadata"]["ownerReferences"]
+    assert (owner["kind"], owner["name"], owner["uid"]) == ("StatefulSet", "db", str(workload.uid))
+    again = evolve(award_of(workload, 2), ordinals=(1, 2))
+    with pytest.raises(DeployError, match="ordinal 2 has a pod on this machine"):
+        await bench.keeper.deploy(workload, again, b"", "crun")
+    with pytest.raises(DeployError, match="names no ordinals"):
+        await bench.keeper.deploy(workload, award_of(workload, 1), b"", "crun")
+    assert sorted(bench.shown()) == ["db-0", "db-2"]
 
 
 async def test_the_same_state_again_is_told_once(

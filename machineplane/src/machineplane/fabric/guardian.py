@@ -20,7 +20,6 @@ from machineplane.fabric.events import Events
 from machineplane.fabric.holdings import Holdings, HoldingsFull
 from machineplane.fabric.manifests import Manifest
 from machineplane.fabric.objects import pod_fact
-from machineplane.fabric.plan import plan
 from machineplane.fabric.table import SECRET, Table
 from machineplane.fabric.view import View
 from magik_proto.identity import PeerId
@@ -44,7 +43,8 @@ class Outcome:
     reasons: tuple[str, ...]
 
 
-Tender = Callable[[Manifest, int, dict[PeerId, int]], Awaitable[Outcome]]
+# A manifest, how many replicas, how many run where already, and a StatefulSet's ordinals.
+Tender = Callable[[Manifest, int, dict[PeerId, int], tuple[int, ...]], Awaitable[Outcome]]
 Retire = Callable[[PeerId, str], Awaitable[None]]
 Roles = Callable[[PeerId], frozenset[str] | None]
 
@@ -221,7 +221,7 @@ class Guardian:
             await self._yield_name(workload)
             return True
         pods = self._view.pods_of(str(workload.uid))
-        step = plan(manifest.wish, [pod_fact(p) for p in pods])
+        step = manifest.next_step(pod_fact(p) for p in pods)
         for pod in pods:
             if pod.uid in step.retire:
                 await self._retire(pod.node, pod.uid)
@@ -232,7 +232,7 @@ class Guardian:
         for pod in pods:
             if not pod.terminating and pod.template_hash == manifest.template_hash:
                 taken[pod.node] = taken.get(pod.node, 0) + 1
-        outcome = await self._tender(manifest, step.tender, taken)
+        outcome = await self._tender(manifest, step.tender, taken, step.ordinals)
         self._say(workload.uid, outcome)
         self._report(manifest, outcome)
         return not outcome.unplaced

@@ -2,18 +2,24 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from typing import Any
 from uuid import UUID
 
 from attrs import frozen
 
-from machineplane.fabric.plan import Wish, wish_of
+from machineplane.fabric.ordinals import OrdinalWish, ordinal_wish_of, plan_ordinals
+from machineplane.fabric.plan import Plan, PodFact, Wish, plan, wish_of
 from magik_proto.records import Workload, canonical_json
 
 Object = dict[str, Any]
 
 GRACE_MAX_S = 7 * 86_400  # guess: a week is longer than any shutdown; at more the manifest is refused
+
+# Labels of a StatefulSet's pod, as Kubernetes has them.
+ORDINAL_LABEL = "apps.kubernetes.io/pod-index"
+REVISION_LABEL = "controller-revision-hash"
 
 # Fields of a served object that are made anew at each reading and so are never part of a manifest.
 _SERVED_ONLY = ("resourceVersion", "selfLink", "deletionTimestamp", "deletionGracePeriodSeconds")
@@ -72,7 +78,7 @@ class Manifest:
 
     @property
     def runs_pods(self) -> bool:
-        return self.kind in ("Deployment", "Pod")
+        return self.kind in ("Deployment", "Pod", "StatefulSet")
 
     @property
     def template(self) -> Object:
@@ -84,9 +90,21 @@ class Manifest:
         return template if isinstance(template, dict) else {}
 
     @property
-    def wish(self) -> Wish:
+    def wish(self) -> Wish | OrdinalWish:
         """What the planner is to reach. Raises ValueError where the strategy cannot be read."""
+        if self.kind == "StatefulSet":
+            return ordinal_wish_of(self.record.replicas, self.spec, self.template_hash)
         return wish_of(self.kind, self.record.replicas, self.spec, self.template_hash)
+
+    def next_step(self, pods: Iterable[PodFact]) -> Plan:
+        """What to do next, given the pods that there are."""
+        wish = self.wish
+        return plan_ordinals(wish, pods) if isinstance(wish, OrdinalWish) else plan(wish, pods)
+
+    @property
+    def revision(self) -> str:
+        """What Kubernetes calls the template's ControllerRevision (label ``controller-revision-hash``)."""
+        return f"{self.record.resource.name}-{self.template_hash}"
 
     @property
     def match_labels(self) -> Mapping[str, str]:
@@ -142,20 +160,21 @@ def replicas_of(obj: Mapping[str, Any]) -> int:
     match obj["kind"]:
         case "Pod":
             return 1
-        case "Deployment":
+        case "Deployment" | "StatefulSet":
             return int((obj.get("spec") or {}).get("replicas", 1))
     return 0
 
 
 @frozen
 class Birth:
-    """What a machine adds when it makes a pod of a manifest."""
+    """What a machine adds when it makes a pod of a manifest. ``ordinal``: of a StatefulSet's pod, as awarded."""
 
     pod_uid: str
     suffix: str
     node_name: str
     node_id: str
     created: str
+    ordinal: int | None = None
 
 
 def pod_of(manifest: Manifest, birth: Birth) -> Object:
@@ -163,8 +182,7 @@ def pod_of(manifest: Manifest, birth: Birth) -> Object:
     resource = manifest.record.resource
     template = manifest.template
     meta = template.get("metadata") or {}
-    alone = manifest.kind == "Pod"
-    name = resource.name if alone else f"{resource.name}-{manifest.template_hash}-{birth.suffix}"
+    name = _pod_name(manifest, birth)
     labels = {
         "magik.namespace": resource.namespace,
         "magik.kind": resource.kind,
@@ -183,7 +201,17 @@ def pod_of(manifest: Manifest, birth: Birth) -> Object:
         "labels": labels,
         "annotations": {**(meta.get("annotations") or {}), "magik.io/machine": birth.node_id},
     }
-    if not alone:
+    spec = {**template["spec"], "nodeName": birth.node_name}
+    if manifest.kind == "StatefulSet":
+        labels |= {
+            "statefulset.kubernetes.io/pod-name": name,
+            ORDINAL_LABEL: str(birth.ordinal),
+            REVISION_LABEL: manifest.revision,
+        }
+        metadata["generateName"] = f"{resource.name}-"
+        metadata["ownerReferences"] = [owner_reference("StatefulSet", resource.name, str(manifest.uid))]
+        spec |= {"hostname": name, "subdomain": manifest.spec.get("serviceName") or ""}
+    elif manifest.kind == "Deployment":
         labels["pod-template-hash"] = manifest.template_hash
         metadata["generateName"] = f"{resource.name}-{manifest.template_hash}-"
         metadata["ownerReferences"] = [owner_reference("ReplicaSet", *replica_set_identity(manifest))]
@@ -191,8 +219,24 @@ def pod_of(manifest: Manifest, birth: Birth) -> Object:
         "apiVersion": "v1",
         "kind": "Pod",
         "metadata": metadata,
-        "spec": {**template["spec"], "nodeName": birth.node_name},
+        "spec": spec,
     }
+
+
+def _pod_name(manifest: Manifest, birth: Birth) -> str:
+    name = manifest.record.resource.name
+    match manifest.kind:
+        case "Pod":
+            return name
+        case "StatefulSet":
+            return f"{name}-{birth.ordinal}"
+    return f"{name}-{manifest.template_hash}-{birth.suffix}"
+
+
+def ordinal_of(pod: Mapping[str, Any]) -> int | None:
+    """A StatefulSet's pod's number, by its label; None where there is none that can be read."""
+    text = (pod["metadata"].get("labels") or {}).get(ORDINAL_LABEL, "")
+    return int(text) if re.fullmatch("[0-9]{1,10}", text) else None
 
 
 def replica_set_identity(manifest: Manifest) -> tuple[str, str]:

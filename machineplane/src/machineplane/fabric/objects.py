@@ -10,7 +10,13 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
-from machineplane.fabric.manifests import Manifest, Object, owner_reference, replica_set_identity
+from machineplane.fabric.manifests import (
+    Manifest,
+    Object,
+    ordinal_of,
+    owner_reference,
+    replica_set_identity,
+)
 from machineplane.fabric.plan import PodFact
 from machineplane.fabric.view import ObjectKey, Placement, PodEntry, View, json_object
 from magik_proto.clock import stamp_ms
@@ -87,6 +93,9 @@ def _workload(view: View, uid: str) -> dict[ObjectKey, Object]:
             _deployment(manifest, entries, view.placements(uid), stamp),
         ):
             objects[_key(obj)] = obj
+    elif manifest.kind == "StatefulSet":
+        obj = _stateful_set(manifest, entries, view.placements(uid), stamp)
+        objects[_key(obj)] = obj
     elif manifest.kind == "Pod":
         objects.setdefault(("Pod", *_name(manifest)), _pending_pod(manifest, view.placements(uid), stamp))
     else:
@@ -119,6 +128,7 @@ def pod_fact(pod: PodEntry) -> PodFact:
         failed=phase == "Failed",
         finished=phase == "Succeeded",
         terminating=pod.terminating,
+        ordinal=ordinal_of(pod.obj),
     )
 
 
@@ -179,9 +189,13 @@ def _deployment_conditions(
         _condition("Progressing", True, *(_COMPLETE if done else _GOING), since),
     ]
     if unplaced is not None:
-        text = f"{unplaced.unplaced} of {wanted} replicas could not be placed: {'; '.join(unplaced.reasons)}"
-        conditions.append(_condition("ReplicaFailure", True, "FailedScheduling", text, since))
+        conditions.append(_not_placed(unplaced, wanted, since))
     return conditions
+
+
+def _not_placed(unplaced: Placement, wanted: int, since: str) -> Object:
+    text = f"{unplaced.unplaced} of {wanted} replicas could not be placed: {'; '.join(unplaced.reasons)}"
+    return _condition("ReplicaFailure", True, "FailedScheduling", text, since)
 
 
 _AVAILABLE = ("MinimumReplicasAvailable", "Deployment has minimum availability.")
@@ -244,6 +258,33 @@ def _replica_set(manifest: Manifest, template_hash: str, pods: list[PodEntry], s
             **{k: counts[k] for k in ("readyReplicas", "availableReplicas") if k in counts},
         },
     }
+
+
+def _stateful_set(manifest: Manifest, pods: list[PodEntry], said: list[Placement], stamp: int) -> Object:
+    """Pods are counted by ordinal: of two with one ordinal, for a moment after a partition, one counts."""
+    obj = _versioned(manifest.obj, stamp)
+    obj["metadata"]["generation"] = manifest.record.generation
+    name, update = manifest.record.resource.name, manifest.template_hash
+    by_ordinal = {f.ordinal: f for f in map(pod_fact, pods) if not (f.terminating or f.failed)}
+    facts = [by_ordinal[n] for n in sorted(n for n in by_ordinal if n is not None)]
+    old = [f.template_hash for f in facts if f.template_hash != update]
+    current = old[0] if old else update  # the revision that a rollout comes from, until its last pod is gone
+    ready = sum(f.ready for f in facts)
+    unplaced, since = _unplaced(said), rfc3339(stamp_ms(stamp))
+    obj["status"] = {
+        "observedGeneration": manifest.record.generation,
+        "replicas": len(facts),
+        "readyReplicas": ready,
+        "availableReplicas": ready,
+        "currentReplicas": sum(f.template_hash == current for f in facts),
+        "updatedReplicas": sum(f.template_hash == update for f in facts),
+        "currentRevision": f"{name}-{current}",
+        "updateRevision": manifest.revision,
+        "collisionCount": 0,
+    }
+    if unplaced is not None:
+        obj["status"]["conditions"] = [_not_placed(unplaced, manifest.record.replicas, since)]
+    return obj
 
 
 def _template_of(pod: PodEntry) -> Object:

@@ -23,6 +23,7 @@ class PodFact:
     failed: bool = False
     finished: bool = False
     terminating: bool = False
+    ordinal: int | None = None
 
 
 @frozen
@@ -40,8 +41,11 @@ class Wish:
 
 @frozen
 class Plan:
+    """How many pods to tender (a StatefulSet's: which ``ordinals``, one a pod), and the uids of those to retire."""
+
     tender: int
     retire: tuple[str, ...]
+    ordinals: tuple[int, ...] = ()
 
     @property
     def idle(self) -> bool:
@@ -50,7 +54,7 @@ class Plan:
 
 def plan(wish: Wish, pods: Iterable[PodFact]) -> Plan:
     """Deterministic for the same wish and pods in any order."""
-    alive = sorted((p for p in pods if not p.terminating), key=_worth_keeping)
+    alive = sorted((p for p in pods if not p.terminating), key=worth_keeping)
     failed = [p for p in alive if p.failed and not wish.keep_finished]
     current = [p for p in alive if p.template_hash == wish.template_hash and p not in failed]
     old = [p for p in alive if p.template_hash != wish.template_hash and p not in failed]
@@ -60,7 +64,8 @@ def plan(wish: Wish, pods: Iterable[PodFact]) -> Plan:
     return Plan(_tender(wish, current, old), tuple(p.uid for p in retire))
 
 
-def _worth_keeping(pod: PodFact) -> tuple[bool, int, str]:
+def worth_keeping(pod: PodFact) -> tuple[bool, int, str]:
+    """A sort key: ready before not ready, then the oldest."""
     return (not (pod.ready or pod.finished), pod.created, pod.uid)
 
 

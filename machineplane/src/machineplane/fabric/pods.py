@@ -14,7 +14,7 @@ import trio
 from attrs import frozen
 
 from machineplane.fabric.events import Events, EventType
-from machineplane.fabric.manifests import Birth, Manifest, Object, pod_of
+from machineplane.fabric.manifests import Birth, Manifest, Object, ordinal_of, pod_of
 from machineplane.fabric.objects import rfc3339
 from machineplane.fabric.table import Table
 from magik_proto.codec import decode, encode
@@ -146,11 +146,12 @@ class PodKeeper:
 
         ``records`` are the objects that the pods refer to; they are kept with the pods, in memory alone.
 
-        Raises DeployError when one has failed for good; the others of the award are then stopped again.
+        Raises DeployError when one has failed for good (the others of the award are then stopped again), and where a
+        StatefulSet's ordinals are missing or have a pod here.
         """
         manifest = Manifest.of(workload)
         attachment = Attachment(workload, manifest.template_hash, engine, award_bytes)
-        pods = [pod_of(manifest, self._birth()) for _ in range(award.replicas)]
+        pods = [pod_of(manifest, self._birth(n)) for n in self._ordinals(manifest, award)]
         failures: list[str] = []
         async with trio.open_nursery() as nursery:
             for pod in pods:
@@ -162,9 +163,20 @@ class PodKeeper:
         self._settled.update(uid for pod in pods if (uid := pod["metadata"]["uid"]) in self._pods)
         return [pod["metadata"]["name"] for pod in pods]
 
-    def _birth(self) -> Birth:
+    def _ordinals(self, manifest: Manifest, award: Award) -> tuple[int | None, ...]:
+        """For each awarded replica its ordinal, or None where its kind has none."""
+        if manifest.kind != "StatefulSet":
+            return (None,) * award.replicas
+        if not award.ordinals:
+            raise DeployError(f"an award of {award.resource} names no ordinals")
+        here = {ordinal_of(self._pods[uid][0]) for uid in self.of_workload(manifest.uid)}
+        if taken := [n for n in award.ordinals if n in here]:
+            raise DeployError(f"{award.resource}: ordinal {taken[0]} has a pod on this machine already")
+        return award.ordinals
+
+    def _birth(self, ordinal: int | None) -> Birth:
         suffix = "".join(self._rng.choice(_SUFFIX) for _ in range(5))
-        return Birth(str(uuid4()), suffix, self._node_name, str(self._own), rfc3339(self._wall()))
+        return Birth(str(uuid4()), suffix, self._node_name, str(self._own), rfc3339(self._wall()), ordinal)
 
     async def _start(self, pod: Object, attachment: Attachment, records: bytes, failures: list[str]) -> None:
         uid = pod["metadata"]["uid"]

@@ -171,6 +171,13 @@ COLUMNS: Final[Mapping[str, tuple[Column, ...]]] = MappingProxyType(
             Column("Images", _template("image"), priority=1),
             Column("Selector", _selector, priority=1),
         ),
+        "StatefulSet": (
+            NAME,
+            Column("Ready", _ready_of_replicas, description="Ready pods, of those wanted."),
+            AGE,
+            Column("Containers", _template("name"), priority=1),
+            Column("Images", _template("image"), priority=1),
+        ),
         "Node": (
             NAME,
             Column("Status", _node_status),

@@ -39,6 +39,14 @@ _DEPLOYMENT_SPEC: Final[Mapping[str, Any]] = MappingProxyType(
         "progressDeadlineSeconds": 600,
     }
 )
+_STATEFUL_SET_SPEC: Final[Mapping[str, Any]] = MappingProxyType(
+    {
+        "replicas": 1,
+        "podManagementPolicy": "OrderedReady",
+        "updateStrategy": {"type": "RollingUpdate"},
+        "revisionHistoryLimit": 10,
+    }
+)
 _ROLLING: Final[Mapping[str, Any]] = MappingProxyType({"maxUnavailable": "25%", "maxSurge": "25%"})
 _PROBES: Final = ("livenessProbe", "readinessProbe", "startupProbe")
 #: Volume sources whose files get a mode: 0644.
@@ -76,6 +84,21 @@ def _deployment(obj: Object) -> None:
     if strategy["type"] == "RollingUpdate":
         _fill(strategy, {"rollingUpdate": {}})
         _fill(strategy["rollingUpdate"], _ROLLING)
+    _template(spec)
+
+
+def _stateful_set(obj: Object) -> None:
+    spec = obj.setdefault("spec", {})
+    _fill(spec, _STATEFUL_SET_SPEC)
+    strategy = spec["updateStrategy"]
+    _fill(strategy, {"type": "RollingUpdate"})
+    if strategy["type"] == "RollingUpdate":
+        _fill(strategy, {"rollingUpdate": {}})
+        _fill(strategy["rollingUpdate"], {"partition": 0})
+    _template(spec)
+
+
+def _template(spec: Object) -> None:
     template = spec.setdefault("template", {})
     _fill(template, {"metadata": {}, "spec": {}})
     _pod_spec(template["spec"])
@@ -153,5 +176,11 @@ def _volume(volume: Object) -> None:
 
 
 _SETTERS: Final[Mapping[str, Callable[[Object], None]]] = MappingProxyType(
-    {"Pod": _pod, "Deployment": _deployment, "Namespace": _namespace, "Secret": _secret}
+    {
+        "Pod": _pod,
+        "Deployment": _deployment,
+        "StatefulSet": _stateful_set,
+        "Namespace": _namespace,
+        "Secret": _secret,
+    }
 )

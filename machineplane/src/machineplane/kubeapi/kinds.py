@@ -100,6 +100,22 @@ REPLICA_SET: Final = Kind(
     subresources=(Subresource("status", "ReplicaSet", ("get",), "apps", "v1"),),
     schema="apps.ReplicaSet",
 )
+STATEFUL_SET: Final = Kind(
+    group="apps",
+    version="v1",
+    kind="StatefulSet",
+    plural="statefulsets",
+    singular="statefulset",
+    namespaced=True,
+    verbs=READ + WRITE,
+    short_names=("sts",),
+    categories=("all",),
+    subresources=(
+        Subresource("scale", "Scale", ("get", "patch", "update"), "autoscaling", "v1"),
+        Subresource("status", "StatefulSet", ("get",), "apps", "v1"),
+    ),
+    schema="apps.StatefulSet",
+)
 POD: Final = Kind(
     group="",
     version="v1",
@@ -199,6 +215,7 @@ KINDS: Final[tuple[Kind, ...]] = (
     SERVICE_ACCOUNT,
     DEPLOYMENT,
     REPLICA_SET,
+    STATEFUL_SET,
 )
 
 

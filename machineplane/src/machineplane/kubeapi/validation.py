@@ -102,7 +102,7 @@ def _deployment(obj: Object, problems: Problems) -> None:
     _count(spec, "minReadySeconds", problems)
     _count(spec, "revisionHistoryLimit", problems)
     _count(spec, "progressDeadlineSeconds", problems)
-    _selector_and_template(spec, problems)
+    _selector_and_template(spec, "deployment", problems)
     strategy = (spec.get("strategy") or {}).get("type", "RollingUpdate")
     if strategy not in ("Recreate", "RollingUpdate"):
         problems.unsupported("spec.strategy.type", strategy, ("Recreate", "RollingUpdate"))
@@ -120,13 +120,13 @@ def _count(spec: Object, name: str, problems: Problems) -> None:
         problems.invalid(f"spec.{name}", value, f"must be less than or equal to {MAX_INT32}")
 
 
-def _selector_and_template(spec: Object, problems: Problems) -> None:
+def _selector_and_template(spec: Object, owner: str, problems: Problems) -> None:
     selector, template = spec.get("selector"), spec.get("template") or {}
     labels = (template.get("metadata") or {}).get("labels") or {}
     if selector is None:
         problems.required("spec.selector")
     elif not selector.get("matchLabels") and not selector.get("matchExpressions"):
-        problems.invalid("spec.selector", selector, "empty selector is invalid for deployment")
+        problems.invalid("spec.selector", selector, f"empty selector is invalid for {owner}")
     else:
         check_selector(selector, "spec.selector", problems)
         if not LabelSelector.of(selector).matches(labels):
@@ -138,6 +138,78 @@ def _selector_and_template(spec: Object, problems: Problems) -> None:
     check_pod_spec(pod, "spec.template.spec", problems)
     if pod.get("restartPolicy", "Always") != "Always":
         problems.unsupported("spec.template.spec.restartPolicy", pod["restartPolicy"], ("Always",))
+
+
+#: A pod's name is its label, and so is the name of its revision: 11 characters more than the StatefulSet's.
+_STATEFUL_NAME_MAX: Final = 52
+
+
+def _stateful_set(obj: Object, problems: Problems) -> None:
+    spec = obj.get("spec") or {}
+    name = str((obj.get("metadata") or {}).get("name") or "")
+    if name and (label_problem(name) is not None or len(name) > _STATEFUL_NAME_MAX):
+        why = f"must be an RFC 1123 label of at most {_STATEFUL_NAME_MAX} characters: its pods' hostnames begin with it"
+        problems.invalid("metadata.name", name, why)
+    for counted in ("replicas", "minReadySeconds", "revisionHistoryLimit"):
+        _count(spec, counted, problems)
+    _selector_and_template(spec, "statefulset", problems)
+    if (service := spec.get("serviceName")) and (problem := label_problem(service)) is not None:
+        problems.invalid("spec.serviceName", service, problem)
+    if (policy := spec.get("podManagementPolicy", "OrderedReady")) not in ("OrderedReady", "Parallel"):
+        problems.unsupported("spec.podManagementPolicy", policy, ("OrderedReady", "Parallel"))
+    if (spec.get("ordinals") or {}).get("start", 0) < 0:
+        problems.invalid(
+            "spec.ordinals.start", spec["ordinals"]["start"], "must be greater than or equal to 0"
+        )
+    if spec.get("volumeClaimTemplates"):
+        problems.forbidden(
+            "spec.volumeClaimTemplates", "there are no persistent volumes: no storage class is served"
+        )
+    _update_strategy(spec.get("updateStrategy") or {}, problems)
+
+
+def _update_strategy(strategy: Object, problems: Problems) -> None:
+    kind, rolling = strategy.get("type", "RollingUpdate"), strategy.get("rollingUpdate")
+    if kind not in ("OnDelete", "RollingUpdate"):
+        problems.unsupported("spec.updateStrategy.type", kind, ("OnDelete", "RollingUpdate"))
+    elif kind == "OnDelete" and rolling is not None:
+        problems.invalid(
+            "spec.updateStrategy.rollingUpdate", rolling, "only allowed for updateStrategy 'RollingUpdate'"
+        )
+    elif rolling and rolling.get("partition", 0) < 0:
+        problems.invalid(
+            "spec.updateStrategy.rollingUpdate.partition",
+            rolling["partition"],
+            "must be greater than or equal to 0",
+        )
+    elif rolling and rolling.get("maxUnavailable", 1) != 1:
+        problems.unsupported(
+            "spec.updateStrategy.rollingUpdate.maxUnavailable", rolling["maxUnavailable"], ("1",)
+        )
+
+
+#: What of a StatefulSet's spec may change.
+_STATEFUL_MUTABLE: Final = (
+    "replicas",
+    "ordinals",
+    "template",
+    "updateStrategy",
+    "revisionHistoryLimit",
+    "persistentVolumeClaimRetentionPolicy",
+    "minReadySeconds",
+)
+
+
+def _stateful_set_update(obj: Object, old: Object, problems: Problems) -> None:
+    new_spec, old_spec = obj.get("spec") or {}, old.get("spec") or {}
+    for name in sorted({*new_spec, *old_spec} - {*_STATEFUL_MUTABLE}):
+        if new_spec.get(name) != old_spec.get(name):
+            problems.forbidden(
+                f"spec.{name}",
+                "updates to statefulset spec for fields other than "
+                + ", ".join(f"'{field}'" for field in _STATEFUL_MUTABLE)
+                + " are forbidden",
+            )
 
 
 def _deployment_update(obj: Object, old: Object, problems: Problems) -> None:
@@ -169,12 +241,19 @@ def _fixed(spec: Object) -> Object:
 
 
 _RULES: Final[Mapping[str, Callable[[Object, Problems], None]]] = MappingProxyType(
-    {"Pod": _pod, "Deployment": _deployment, "ConfigMap": check_config_map, "Secret": check_secret}
+    {
+        "Pod": _pod,
+        "Deployment": _deployment,
+        "StatefulSet": _stateful_set,
+        "ConfigMap": check_config_map,
+        "Secret": check_secret,
+    }
 )
 _UPDATE_RULES: Final[Mapping[str, Callable[[Object, Object, Problems], None]]] = MappingProxyType(
     {
         "Pod": _pod_update,
         "Deployment": _deployment_update,
+        "StatefulSet": _stateful_set_update,
         "ConfigMap": check_unchanged,
         "Secret": check_unchanged,
     }

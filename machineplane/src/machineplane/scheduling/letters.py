@@ -23,6 +23,7 @@ class Job:
     requirements: Requirements
     replicas: int
     taken: Mapping[PeerId, int]
+    ordinals: tuple[int, ...] = ()  # of a StatefulSet's replicas, one for each
     objects: tuple[Workload, ...] = ()  # the records that the pods refer to
     priority: int = 0
     preemptible: bool = False

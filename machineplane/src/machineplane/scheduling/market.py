@@ -95,7 +95,11 @@ class Market:
         """Hold one auction and return when every replica is placed or given up."""
         tender_id = uuid4()
         auction = a.Auction(
-            tender_id, job.replicas, taken=job.taken, expected_bidders=self._node.size_estimate()
+            tender_id,
+            job.replicas,
+            ordinals=job.ordinals,
+            taken=job.taken,
+            expected_bidders=self._node.size_estimate(),
         )
         send, inbox = trio.open_memory_channel[a.AuctionEvent](INBOX)
         self._auctions[tender_id] = send
