@@ -59,12 +59,12 @@ def is_loopback(address: Address) -> bool:
 def source_towards(address: Address) -> str | None:
     """The address by which this machine would reach `address`, or None without a route. Sends nothing."""
     family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
-    with socket.socket(family, socket.SOCK_DGRAM) as probe:
-        try:
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
             probe.connect(address)
-        except OSError:
-            return None
-        return plain_host(probe.getsockname()[0])
+            return plain_host(probe.getsockname()[0])
+    except OSError:  # no more files may be open, either
+        return None
 
 
 @define
@@ -96,7 +96,12 @@ class OwnAddresses:
         return self._add(self._local, (host, self.listen[1]), MAX_LOCAL)
 
     def seen_as(self, address: Address) -> bool:
-        """A peer says that it sees us at `address`. True if that changed what we say."""
+        """A peer says that it sees us at `address`. True if that changed what we say.
+
+        An IPv6 zone (RFC 4007 §11) means something on that peer's computer alone, and may be too long for a record.
+        """
+        if "%" in address[0]:
+            return False
         return self._add(self._observed, address, MAX_OBSERVED)
 
     def _add(self, table: list[Address], address: Address, limit: int) -> bool:

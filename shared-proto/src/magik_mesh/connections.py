@@ -23,7 +23,7 @@ from magik_mesh.briefs import Briefs
 from magik_mesh.clock import Clock
 from magik_mesh.config import NodeConfig
 from magik_mesh.dialing import DialPlan
-from magik_mesh.errors import PeerUnreachable
+from magik_mesh.errors import PeerUnreachable, RpcFailed
 from magik_mesh.hello import MAX_HELLO, Hello, parse_hello
 from magik_mesh.links import Link, LinkTable
 from magik_mesh.presence import Presence
@@ -95,7 +95,7 @@ class Connections:
                 taken = True
             elif peer not in self.links:
                 raise PeerUnreachable(peer, f"it refused the connection: {answer.answer}")
-        except (*STREAM_ERRORS, RemoteProtocolError) as error:
+        except (*STREAM_ERRORS, RemoteProtocolError, RpcFailed) as error:
             raise PeerUnreachable(peer, f"the greeting failed: {error}") from error
         finally:
             self._greeting.discard(peer)

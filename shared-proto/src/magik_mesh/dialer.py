@@ -78,7 +78,9 @@ class Dialer:
             self._wake = trio.Event()
             room = min(self.config.limits.dials - len(self._dials), self._room())
             for peer in plan.take_due(self.clock.now(), room):
-                self._start(peer)
+                # One that was not in the plan may be dialled already, for a call, when news of it comes.
+                if peer not in self._dials:
+                    self._start(peer)
             due = plan.next_due() if room > 0 else None
             with trio.move_on_at(float("inf") if due is None else due):
                 await self._wake.wait()
