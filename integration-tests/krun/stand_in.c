@@ -3,6 +3,8 @@
  * For machines on which no guest boots. It is as strict as libkrun is: contexts, order and arguments are checked, and what
  * it is not asked for it does not do. Compiled with -DOLD it offers what libkrun 1.10 does, else what 1.19 does. With
  * STAND_IN_HANGS in the environment its guests never get to their program, as on a host whose KVM runs no kernel.
+ * Where it may not make namespaces (in a container, whose namespaces it has) the guest is a process with that root alone.
+ * Without a program it does what libkrun's init does: it reads the root's /.krun_config.json.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -121,19 +123,65 @@ EXPORT int32_t krun_disable_implicit_vsock(uint32_t context) { return check(cont
 
 EXPORT int32_t krun_add_vsock(uint32_t context, uint32_t features) {
     if (check(context)) return -ENOENT;
-    if (vm.sockets || features) return -EINVAL;
+    if (vm.sockets || features > 1) return -EINVAL;
     vm.sockets = true;
     return 0;
 }
 #endif
 
+/* One string at `text`, past its opening quote, unescaped in place; sets `text` past its closing quote. */
+static char *take_string(char **text) {
+    char *start = *text, *out = start, *in = start;
+    for (; *in && *in != '"'; in++) {
+        if (*in != '\\') { *out++ = *in; continue; }
+        in++;
+        if (*in == 'u') { *out++ = (char)strtol((char[]){in[3], in[4], 0}, NULL, 16); in += 4; }
+        else *out++ = *in == 'n' ? '\n' : *in == 't' ? '\t' : *in == 'r' ? '\r' : *in == 'b' ? '\b' : *in == 'f' ? '\f' : *in;
+    }
+    *text = in + (*in == '"');
+    *out = 0;
+    return start;
+}
+
+static char **take_strings(char **text) {
+    int count = 0;
+    char **found = calloc(4096, sizeof *found);
+    for (; **text && **text != ']'; (*text)++)
+        if (**text == '"' && count < 4095) {
+            (*text)++;
+            found[count++] = take_string(text);
+            (*text)--;
+        }
+    return found;
+}
+
+/* Keys in the order args, env, cwd, as our configurations have them. */
+static void read_configuration(void) {
+    static char text[1 << 20];
+    char *at;
+    int file = open("/.krun_config.json", O_RDONLY);
+    if (file < 0 || read(file, text, sizeof text - 1) < 0 || !(at = strstr(text, "\"args\": "))) _exit(125);
+    close(file);
+    at += 8;
+    vm.arguments = take_strings(&at);
+    if (!(at = strstr(at + 1, "\"env\": "))) _exit(125);
+    at += 7;
+    vm.environment = take_strings(&at);
+    if (!(at = strstr(at + 1, "\"cwd\": \""))) _exit(125);
+    at += 8;
+    vm.workdir = take_string(&at);
+    vm.program = vm.arguments[0];
+    if (!vm.program) _exit(125);
+    vm.arguments++;
+}
+
 /* As libkrun's init ends: 125 where the guest cannot be set up, 126 and 127 where the program cannot be run or found. */
-static void guest(void) {
+static void guest(bool alone) {
     if (vm.console) {
         int out = open(vm.console, O_WRONLY | O_CREAT | O_APPEND, 0600);
         if (out < 0 || dup2(out, 1) < 0 || dup2(out, 2) < 0) _exit(125);
     }
-    if (mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) || mount(vm.root, vm.root, NULL, MS_BIND, NULL)) _exit(125);
+    if (alone && (mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) || mount(vm.root, vm.root, NULL, MS_BIND, NULL))) _exit(125);
     for (int i = 0; i < vm.shares; i++) {
         char target[4096];
         snprintf(target, sizeof target, "%s/mnt/%s", vm.root, vm.share[i].tag);
@@ -141,25 +189,30 @@ static void guest(void) {
         if (vm.share[i].read_only && mount(NULL, target, NULL, MS_BIND | MS_REMOUNT | MS_RDONLY, NULL)) _exit(125);
     }
     if (vm.read_only && mount(NULL, vm.root, NULL, MS_BIND | MS_REMOUNT | MS_RDONLY, NULL)) _exit(125);
-    if (chroot(vm.root) || chdir(vm.workdir ? vm.workdir : "/")) _exit(125);
+    if (chroot(vm.root) || chdir("/")) _exit(125);
+    if (!vm.program) read_configuration();
+    if (chdir(vm.workdir ? vm.workdir : "/")) _exit(125);
     int count = 0;
     while (vm.arguments[count]) count++;
     char **words = calloc(count + 2, sizeof *words);
     words[0] = vm.program;
     memcpy(words + 1, vm.arguments, count * sizeof *words);
-    execve(vm.program, words, vm.environment);
+    environ = vm.environment;
+    if (!getenv("PATH")) setenv("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", 1);
+    execvp(vm.program, words);
     _exit(errno == ENOENT ? 127 : 126);
 }
 
 EXPORT int32_t krun_start_enter(uint32_t context) {
     int status;
     if (check(context)) return -ENOENT;
-    if (!vm.configured || !vm.root || !vm.program) return -EINVAL;
+    if (!vm.configured || !vm.root) return -EINVAL;
     if (getenv("STAND_IN_HANGS")) for (;;) pause();
-    if (unshare(CLONE_NEWPID | CLONE_NEWNS | CLONE_NEWIPC | CLONE_NEWUTS)) return -errno;
+    bool alone = !unshare(CLONE_NEWPID | CLONE_NEWNS | CLONE_NEWIPC | CLONE_NEWUTS);
+    if (!alone && (errno != EPERM || vm.shares || vm.read_only)) return -errno;
     pid_t child = fork();
     if (child < 0) return -errno;
-    if (child == 0) guest();
+    if (child == 0) guest(alone);
     if (waitpid(child, &status, 0) < 0) return -errno;
     exit(WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status));
 }

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import subprocess
 import tempfile
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -24,7 +25,11 @@ from machineplane.runtime import (
     start_zygote,
 )
 from machineplane.runtime.images.make import busybox_image
+from machineplane.runtime.krun.locate import look_for_krun
 
+STAND_IN = Path(__file__).parents[1] / "krun" / "stand_in.c"
+REAL_KRUN = "MAGIK_TEST_LIBKRUN"
+"""A variable with the path of a real libkrun: the scenarios of microVMs run on it, where its guests boot."""
 IMAGE = "localhost/busybox:latest"
 
 
@@ -152,6 +157,29 @@ def bench(zygote: Zygote) -> Iterator[Bench]:
     left = made.remains()
     shutil.rmtree(folder)
     assert left == []
+
+
+@pytest.fixture(scope="session")
+def krun_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The real library that the environment names, or else the stand-in, whose guests are processes."""
+    if named := os.environ.get(REAL_KRUN):
+        found = look_for_krun(tmp_path_factory.mktemp("boot") / "memory", Path(named))
+        if found.reason:
+            pytest.skip(f"{REAL_KRUN}={named}: {found.reason}")
+        return Path(named)
+    library = tmp_path_factory.mktemp("krun") / "libkrun.so.1"
+    command = ["cc", "-shared", "-fPIC", "-fvisibility=hidden", "-Wall", "-Werror", "-O1"]
+    subprocess.run([*command, "-o", str(library), str(STAND_IN)], check=True)
+    return library
+
+
+@pytest.fixture(params=["crun", "krun"])
+def engine(request: pytest.FixtureRequest) -> str:
+    """Each engine that must keep the same promises; the bench's pods run on it."""
+    bench: Bench = request.getfixturevalue("bench")
+    library = request.getfixturevalue("krun_library") if request.param == "krun" else None
+    bench.config = evolve(bench.config, default_engine=request.param, krun_library=library)
+    return str(request.param)
 
 
 @pytest.fixture

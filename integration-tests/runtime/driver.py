@@ -1,6 +1,7 @@
 """A stand-in for the daemon: runs one pod and then only lives, until it is killed.
 
-``python driver.py <folder> <cgroup parent>`` reads a pod (JSON) on stdin and prints its status as one JSON line.
+``python driver.py <folder> <cgroup parent> [<engine> <libkrun>]`` reads a pod (JSON) on stdin and prints
+its status as one JSON line.
 """
 
 import json
@@ -28,8 +29,14 @@ class NoNetwork:
         return Address()
 
 
-async def main(zygote: Zygote, folder: Path, parent: str) -> None:
-    config = RuntimeConfig(state_dir=folder / "state", run_dir=folder / "run", cgroup_parent=parent)
+async def main(zygote: Zygote, folder: Path, parent: str, engine: str, library: str) -> None:
+    config = RuntimeConfig(
+        state_dir=folder / "state",
+        run_dir=folder / "run",
+        cgroup_parent=parent,
+        default_engine=engine,
+        krun_library=Path(library) if library else None,
+    )
     async with open_runtime(config, NoNetwork(), zygote) as runtime:
         status = await runtime.run_pod(json.load(sys.stdin), b"receipt")
         container = status.containers[0]
@@ -39,4 +46,5 @@ async def main(zygote: Zygote, folder: Path, parent: str) -> None:
 
 if __name__ == "__main__":
     with start_zygote() as started:
-        trio.run(main, started, Path(sys.argv[1]), sys.argv[2])
+        engine, library = sys.argv[3:] or ("crun", "")
+        trio.run(main, started, Path(sys.argv[1]), sys.argv[2], engine, library)

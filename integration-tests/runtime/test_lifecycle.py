@@ -12,14 +12,14 @@ from machineplane.runtime import LogsUnavailable, PodExists, PodGone, PodNotFoun
 pytestmark = pytest.mark.root
 
 
-async def test_a_pod_runs_logs_and_stops(bench, pod, log, eventually):
+async def test_a_pod_runs_logs_and_stops(bench, engine, pod, log, eventually):
     wanted = pod("echo hello $POD; trap 'exit 0' TERM; while :; do sleep 0.05; done")
     wanted["spec"]["containers"][0]["env"] = [
         {"name": "POD", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}
     ]
     uid = wanted["metadata"]["uid"]
     async with bench.open() as runtime:
-        status = await runtime.run_pod(wanted, b"receipt", engine="crun")
+        status = await runtime.run_pod(wanted, b"receipt", engine=engine)
         assert status.message == "" and status.containers[0].message == ""
         assert (status.phase, status.ip, status.attachment) == ("Running", "192.0.2.7", b"receipt")
         assert pod_status_json(status)["containerStatuses"][0]["ready"] is True
@@ -37,7 +37,7 @@ async def test_a_pod_runs_logs_and_stops(bench, pod, log, eventually):
 
 
 @pytest.mark.parametrize(("command", "code", "phase"), [("exit 0", 0, "Succeeded"), ("exit 7", 7, "Failed")])
-async def test_exit_codes(bench, pod, until, command, code, phase):
+async def test_exit_codes(bench, engine, pod, until, command, code, phase):
     wanted = pod(command)
     uid = wanted["metadata"]["uid"]
     async with bench.open() as runtime:
@@ -48,7 +48,7 @@ async def test_exit_codes(bench, pod, until, command, code, phase):
         await runtime.stop_pod(uid)
 
 
-async def test_what_ignores_sigterm_is_killed_after_the_grace(bench, pod, until):
+async def test_what_ignores_sigterm_is_killed_after_the_grace(bench, engine, pod, until):
     wanted = pod("trap '' TERM; echo up; while :; do sleep 0.05; done")
     uid = wanted["metadata"]["uid"]
     async with bench.open() as runtime:
@@ -102,7 +102,7 @@ async def test_a_fork_bomb_is_held_by_the_limit_of_processes(bench, pod, log, un
         await runtime.stop_pod(status.uid, 0)
 
 
-async def test_a_cpu_limit_is_held(bench, pod, log, until):
+async def test_a_cpu_limit_is_held(bench, engine, pod, log, until):
     if bench.zygote.report.cgroups == "none":
         pytest.skip("this machine lets nobody make control groups")
     # Four loops for a second of wall time: without the limit they would use up to as many seconds as there are processors.
@@ -129,7 +129,7 @@ def _limits(version: str, group: str) -> tuple[str, str]:
     return f"{quota.strip()} {period.strip()}", Path(f"{root}/pids{group}/pids.max").read_text().strip()
 
 
-async def test_restarts_with_back_off_as_users_know_it(bench, pod, until, log):
+async def test_restarts_with_back_off_as_users_know_it(bench, engine, pod, until, log):
     wanted = pod("echo run; exit 3", restartPolicy="Always")
     uid = wanted["metadata"]["uid"]
     async with bench.open() as runtime:
@@ -142,7 +142,7 @@ async def test_restarts_with_back_off_as_users_know_it(bench, pod, until, log):
         await runtime.stop_pod(uid)
 
 
-async def test_init_containers_run_first_and_in_order(bench, pod, until, log):
+async def test_init_containers_run_first_and_in_order(bench, engine, pod, until, log):
     wanted = pod("cat /data/order", volumes=[{"name": "data", "emptyDir": {}}])
     mounts = [{"name": "data", "mountPath": "/data"}]
     image = wanted["spec"]["containers"][0]["image"]
@@ -220,7 +220,7 @@ async def test_thirty_starts_and_stops_leave_nothing(bench, pod):
         assert {name: count for name, count in grown.items() if "KiB" not in name or count > 1024} == {}
 
 
-async def test_logs_follow_until_the_end_and_with_time_stamps(bench, pod, log):
+async def test_logs_follow_until_the_end_and_with_time_stamps(bench, engine, pod, log):
     wanted = pod("for i in 1 2 3; do echo $i; sleep 0.1; done; printf end >&2")
     async with bench.open() as runtime:
         status = await runtime.run_pod(wanted)

@@ -27,7 +27,14 @@ async def run_and_kill_daemon(bench, wanted):
     """Run a pod under another process's runtime and end that process by SIGKILL; answers what it said of the pod."""
     async with bench.open(keep=True):
         pass  # imports the image
-    command = [sys.executable, str(DRIVER), str(bench.folder), bench.config.cgroup_parent]
+    command = [
+        sys.executable,
+        str(DRIVER),
+        str(bench.folder),
+        bench.config.cgroup_parent,
+        bench.config.default_engine,
+        str(bench.config.krun_library or ""),
+    ]
     daemon = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)  # noqa: ASYNC220
     try:
         daemon.stdin.write(json.dumps(wanted).encode())
@@ -40,7 +47,7 @@ async def run_and_kill_daemon(bench, wanted):
     return json.loads(line)
 
 
-async def test_a_restarted_daemon_adopts_its_pods(bench, pod, log, until, eventually):
+async def test_a_restarted_daemon_adopts_its_pods(bench, engine, pod, log, until, eventually):
     wanted = pod("i=0; while :; do echo $i; i=$((i+1)); sleep 0.02; done")
     uid = wanted["metadata"]["uid"]
     phase, container_id, started_at, pid = await run_and_kill_daemon(bench, wanted)
@@ -59,7 +66,7 @@ async def test_a_restarted_daemon_adopts_its_pods(bench, pod, log, until, eventu
     assert bench.network.calls == [("recover", uid), ("detach", uid)]
 
 
-async def test_an_exit_without_a_daemon_is_known_afterwards(bench, pod, until, eventually):
+async def test_an_exit_without_a_daemon_is_known_afterwards(bench, engine, pod, until, eventually):
     wanted = pod("sleep 0.3; exit 5")
     uid = wanted["metadata"]["uid"]
     _, container_id, _, pid = await run_and_kill_daemon(bench, wanted)

@@ -81,7 +81,7 @@ def test_a_taken_port_is_a_matter_of_who_has_it():
 @pytest.mark.parametrize(("available", "status"), [(True, 0), (False, 1)])
 def test_the_command_says_it_as_a_table_and_as_json(tmp_path, monkeypatch, available, status):
     crun = EngineStatus(name="crun", available=available, reason="", version="1.8.1")
-    monkeypatch.setattr(enginecheck, "look_at_engines", lambda: (report(), (crun,)))
+    monkeypatch.setattr(enginecheck, "look_at_engines", lambda folder: (report(), (crun,)))
     good = hostcheck.Finding("x", "ok", "fine")
     for name in ("privileges", "overlay", "libcrun", "nftables"):
         monkeypatch.setattr(hostcheck, name, lambda: good)

@@ -37,12 +37,12 @@ def check(
 ) -> None:
     """Say what this machine can do for pods, and what to install. Status 1 where no pod could run.
 
-    Nothing is changed; a helper is started and ended again.
+    Nothing is changed; a helper is started and ended again, and a microVM once after each start of the machine.
     """
     from machineplane import hostcheck  # only now: no other command needs all of it
     from machineplane.enginecheck import look_at_engines
 
-    report, engines = look_at_engines()
+    report, engines = look_at_engines(state_dir)
     ports = (
         (rest_api_port, False, "plain HTTP"),
         (rest_api_tls_port, False, "the API"),

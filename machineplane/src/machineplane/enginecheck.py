@@ -1,25 +1,32 @@
 """The engines as they judge themselves, without a daemon: a helper is started, asked and ended."""
 
+from pathlib import Path
+
 import trio
 
 from machineplane.privileges import missing_privileges
 from machineplane.runtime import EngineStatus, RuntimeFault, Zygote, ZygoteReport, start_zygote
+from machineplane.runtime.config import boot_memory
 from machineplane.runtime.engine import make_engines
 from machineplane.runtime.helper import connected
+from machineplane.runtime.krun.locate import KrunReport, look_for_krun
 
 
-def look_at_engines() -> tuple[ZygoteReport | None, tuple[EngineStatus, ...]]:
-    """What a zygote reports (none where it cannot be started), and every engine's own judgement."""
+def look_at_engines(state_dir: Path) -> tuple[ZygoteReport | None, tuple[EngineStatus, ...]]:
+    """What a zygote reports (none where it cannot be started), and every engine's own judgement.
+
+    The trial boot of a microVM is remembered where the daemon of ``state_dir`` looks for it.
+    """
     if missing_privileges():
         return None, ()
     try:
         with start_zygote() as zygote:
-            return zygote.report, trio.run(_ask, zygote)
+            return zygote.report, trio.run(_ask, zygote, look_for_krun(boot_memory(state_dir)))
     except RuntimeFault as error:
         return None, (EngineStatus(name="crun", available=False, reason=str(error)),)
 
 
-async def _ask(zygote: Zygote) -> tuple[EngineStatus, ...]:
+async def _ask(zygote: Zygote, krun: KrunReport) -> tuple[EngineStatus, ...]:
     control = trio.socket.from_stdlib_socket(zygote.control.dup())
     async with connected(control, "the zygote") as helper:
-        return tuple(engine.check() for engine in make_engines(helper, zygote.report).values())
+        return tuple(engine.check() for engine in make_engines(helper, zygote.report, krun).values())

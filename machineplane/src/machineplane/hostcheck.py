@@ -15,7 +15,7 @@ from machineplane.linux import nft
 from machineplane.privileges import missing_privileges
 from machineplane.runtime import EngineStatus, ZygoteReport
 from machineplane.runtime.crun.locate import DEFAULT_PREFIX, find_libcrun, find_system_libcrun
-from machineplane.runtime.engine import probe_kvm
+from machineplane.runtime.krun.locate import probe_kvm
 
 OK, WARN, MISSING = "ok", "warn", "missing"
 MIN_KERNEL = (5, 6)  # the first with openat2, by which paths below volumes are opened

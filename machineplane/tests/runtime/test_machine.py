@@ -9,7 +9,7 @@ from machineplane.runtime.cgroups import unified, v1_hierarchies
 from machineplane.runtime.crun.binding import LibcrunError, force_no_cgroup_offset
 from machineplane.runtime.crun.locate import embedded_version, find_libcrun
 from machineplane.runtime.debsrc import parse_deb822, parse_one_line
-from machineplane.runtime.engine import KrunEngine, probe_kvm
+from machineplane.runtime.krun.locate import find_libkrun, look_for_krun, probe_kvm
 from machineplane.runtime.shim.wire import MAX_MESSAGE, WireError, decode, encode
 
 STANZAS = """\
@@ -72,10 +72,15 @@ def test_unified_hierarchy_is_seen_by_the_last_mount():
 
 
 def test_krun_says_why_not(tmp_path):
-    status = KrunEngine(library=lambda: "no libkrun library found", kvm=lambda: "").check()
-    assert not status.available and status.reason.startswith("no libkrun library found; ")
-    status = KrunEngine(library=lambda: "", kvm=lambda: "").check()
-    assert status.reason == "microVM pods are not supported by this version yet"
+    found = look_for_krun(tmp_path / "memory", find=lambda: "", kvm=lambda: "no KVM")
+    assert found.reason == "no libkrun library found; no KVM"
+    broken = tmp_path / "libkrun.so.1"
+    broken.write_text("no library")
+    assert find_libkrun(tmp_path) == str(broken)
+    found = look_for_krun(tmp_path / "memory", find=lambda: find_libkrun(tmp_path), kvm=lambda: "")
+    assert "a guest did not boot" in found.reason and "cannot be loaded" in found.reason
+    found = look_for_krun(tmp_path / "memory", tmp_path / "absent.so", kvm=lambda: "not asked")
+    assert found.reason.startswith("no guest can be tried") and "absent.so" in found.reason
     assert "cannot be opened" in probe_kvm(str(tmp_path / "kvm"))
     (tmp_path / "file").write_bytes(b"")
     assert "does not answer as KVM" in probe_kvm(str(tmp_path / "file"))

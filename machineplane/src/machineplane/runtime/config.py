@@ -27,6 +27,11 @@ def _clean_parent(instance: "RuntimeConfig", attribute: object, value: str) -> N
         raise ValueError(f"the cgroup parent {value!r} is not a path below the root")
 
 
+def boot_memory(state_dir: Path) -> Path:
+    """Where the trial boot of a microVM is remembered."""
+    return state_dir / "krun.json"
+
+
 @frozen(kw_only=True)
 class RuntimeConfig:
     """Where the room keeps things and what it allows. Times are seconds, sizes bytes.
@@ -44,12 +49,20 @@ class RuntimeConfig:
     host_ip: str = ""
     policy: HostPolicy = field(factory=HostPolicy)
     grace_s: float = 30.0  # Kubernetes' default terminationGracePeriodSeconds
+    krun_library: Path | None = (
+        None  # a libkrun of which only the trial boot is asked; else one is looked for
+    )
     pids_limit: int = 4096  # per container, a guess; Kubernetes leaves it to the machine
 
     @property
     def pods_dir(self) -> Path:
         """One folder for each pod."""
         return self.state_dir / "pods"
+
+    @property
+    def boot_memory(self) -> Path:
+        """What the trial boot of a microVM said."""
+        return boot_memory(self.state_dir)
 
     def pod_dir(self, uid: str) -> Path:
         """Everything that is kept of one pod, save its socket."""

@@ -21,7 +21,6 @@ from machineplane.runtime.live import LivePod
 from machineplane.runtime.policy import next_backoff, should_restart
 from machineplane.runtime.shim_link import Exit
 from machineplane.runtime.status import ContainerStatus, Termination
-from machineplane.runtime.wasm.config import WASM, as_module
 
 START_ERROR_EXIT = 128
 """The exit code that Kubernetes gives to a container that could not be started."""
@@ -197,16 +196,18 @@ class ContainerTask:
     ) -> Bundle:
         try:
             await self._write_volumes()
-            made = container_bundle(self._spec, self._context(container_id, image, layers, cgroup))
-            if self._book.status.engine == WASM:
-                made = as_module(made, self._spec)
+            context = self._context(container_id, image, layers, cgroup)
+            engine = self._live.services.engines[self._book.status.engine]
+            made = engine.adapt(container_bundle(self._spec, context), self._spec, context.private)
         except MissingReference as error:
             raise CannotStart("CreateContainerConfigError", str(error), retry=REFERENCE_RETRY_S) from error
         except PodSpecError as error:
             raise CannotStart("CreateContainerConfigError", str(error), retry=None) from error
         except MALFORMED as error:
             raise CannotStart("CreateContainerConfigError", f"malformed: {error!r}", retry=None) from error
-        await trio.to_thread.run_sync(self._live.private.write_config, container_id[:12], made.config)
+        await trio.to_thread.run_sync(
+            self._live.private.write_config, container_id[:12], made.config, made.files
+        )
         return made
 
     async def _write_volumes(self) -> None:

@@ -1,27 +1,25 @@
-"""Engines: what runs a pod's containers. ``crun`` by libcrun in a shim, ``wasm`` in such containers; ``krun`` (microVMs) is
-looked for, not yet run.
-"""
+"""Engines: what runs a pod's containers. ``crun`` by libcrun in a shim; ``krun`` (microVMs) and ``wasm`` inside such."""
 
-import ctypes
-import ctypes.util
-import fcntl
-import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Protocol
+from pathlib import Path
+from typing import Any, Final, Protocol
 
 from attrs import frozen
 
-from machineplane.runtime.crun.locate import DEFAULT_PREFIX
-from machineplane.runtime.errors import EngineUnavailable, HelperLost
+from machineplane.runtime.bundle import Bundle
+from machineplane.runtime.errors import EngineUnavailable, HelperLost, PodSpecError
 from machineplane.runtime.helper import HelperClient
-from machineplane.runtime.wasm.config import WASM, missing_wasmtime
+from machineplane.runtime.krun.config import KRUN, as_machine
+from machineplane.runtime.krun.locate import KrunReport
+from machineplane.runtime.wasm.config import WASM, as_module, missing_wasmtime
 from machineplane.runtime.zygote_client import ZygoteReport
 
-KVM_DEVICE = "/dev/kvm"
-_KVM_GET_API_VERSION = 0xAE00  # <linux/kvm.h>: _IO(0xAE, 0x00)
-_KVM_API_VERSION = 12  # the only version there has been since Linux 2.6.22; programs must refuse others
-_KRUN_NAMES = ("libkrun.so.1", "libkrun.so.2", "libkrun.so")
+NO_EXEC: Final[Mapping[str, str]] = {
+    KRUN: "no other programs can be run in a microVM by this version: nothing in the guest takes them",
+    WASM: "a WebAssembly module has no other programs that could be run in it",
+}
+"""Engines that cannot put a process into what runs, and why."""
 
 
 @frozen(kw_only=True)
@@ -49,6 +47,14 @@ class Engine(Protocol):
         Raises:
             EngineUnavailable: with the reason of :meth:`check`.
             HelperError: it did not start.
+        """
+        ...
+
+    def adapt(self, made: Bundle, container: Mapping[str, Any], private: Path) -> Bundle:
+        """What an ordinary container's bundle becomes; ``private`` is its folder in memory.
+
+        Raises:
+            PodSpecError: the container's spec asks for what this engine cannot do.
         """
         ...
 
@@ -90,6 +96,10 @@ class CrunEngine:
             answer = await ask()  # it was killed, and there is another one
         return int(answer["pid"])
 
+    def adapt(self, made: Bundle, container: Mapping[str, Any], private: Path) -> Bundle:
+        """As it is."""
+        return made
+
 
 class WasmEngine:
     """WebAssembly modules: containers of ``crun`` in which wasmtime runs them."""
@@ -115,70 +125,43 @@ class WasmEngine:
             raise EngineUnavailable(f"wasm: {status.reason}")
         return await self._containers.spawn(uid, pod_dir, socket)
 
-
-def load_libkrun() -> str:
-    """Load libkrun to see that it is whole; empty if it loads, else why not."""
-    found = ctypes.util.find_library("krun")
-    candidates = (
-        [str(DEFAULT_PREFIX / name) for name in _KRUN_NAMES] + ([found] if found else []) + list(_KRUN_NAMES)
-    )
-    reasons = []
-    for name in dict.fromkeys(candidates):
-        if name.startswith("/") and not os.path.exists(name):
-            continue
-        try:
-            # Lazily bound: builds of it leave graphics symbols undefined that nothing here calls.
-            library = ctypes.CDLL(name, mode=os.RTLD_LAZY)
-        except OSError as error:
-            reasons.append(str(error))
-            continue
-        if hasattr(library, "krun_start_enter"):
-            return ""
-        reasons.append(f"{name} has no krun_start_enter")
-    return f"no libkrun library found ({reasons[0]})" if reasons else "no libkrun library found"
-
-
-def probe_kvm(device: str = KVM_DEVICE) -> str:
-    """Open KVM and ask for its version; empty if it answers as it must, else why not."""
-    try:
-        fd = os.open(device, os.O_RDWR | os.O_CLOEXEC)
-    except OSError as error:
-        return f"{device} cannot be opened: {error.strerror}"
-    try:
-        version = fcntl.ioctl(fd, _KVM_GET_API_VERSION)
-    except OSError as error:
-        return f"{device} does not answer as KVM: {error.strerror}"
-    finally:
-        os.close(fd)
-    return (
-        ""
-        if version == _KVM_API_VERSION
-        else f"{device} has the API version {version}, not {_KVM_API_VERSION}"
-    )
+    def adapt(self, made: Bundle, container: Mapping[str, Any], private: Path) -> Bundle:
+        """Run the image's module in Python."""
+        return as_module(made, container)
 
 
 class KrunEngine:
-    """MicroVMs by libkrun: this version only finds out what the machine has for them."""
+    """MicroVMs by libkrun, one for each container of a pod: containers of ``crun`` in which their monitors run."""
 
-    name = "krun"
+    name = KRUN
 
-    def __init__(self, library: Callable[[], str] = load_libkrun, kvm: Callable[[], str] = probe_kvm) -> None:
-        self._library = library
-        self._kvm = kvm
+    def __init__(self, containers: CrunEngine, found: KrunReport) -> None:
+        self._containers = containers
+        self._found = found
 
     def check(self) -> EngineStatus:
-        """Always unavailable in this version, with everything that stands in the way here."""
-        reasons = [reason for reason in (self._library(), self._kvm()) if reason]
-        reasons.append("microVM pods are not supported by this version yet")
-        return EngineStatus(name=self.name, available=False, reason="; ".join(reasons))
+        """Whether a guest has booted here, and containers run."""
+        containers = self._containers.check()
+        reasons = [self._found.reason, "" if containers.available else f"it needs crun: {containers.reason}"]
+        why = "; ".join(filter(None, reasons))
+        return EngineStatus(name=self.name, available=not why, reason=why or containers.reason)
 
     async def spawn(self, uid: str, pod_dir: str, socket: str) -> int:
-        """Refuse, with the reason of :meth:`check`."""
-        raise EngineUnavailable(f"krun: {self.check().reason}")
+        """The same helper that any container gets."""
+        status = self.check()
+        if not status.available:
+            raise EngineUnavailable(f"krun: {status.reason}")
+        return await self._containers.spawn(uid, pod_dir, socket)
+
+    def adapt(self, made: Bundle, container: Mapping[str, Any], private: Path) -> Bundle:
+        """Run the image in a machine. Refused where no guest boots (any more): never with less isolation than asked."""
+        if self._found.reason:
+            raise PodSpecError(f"krun: {self._found.reason}")
+        return as_machine(made, container, self._found.library, private)
 
 
-def make_engines(zygote: HelperClient, report: ZygoteReport) -> dict[str, Engine]:
+def make_engines(zygote: HelperClient, report: ZygoteReport, krun: KrunReport) -> dict[str, Engine]:
     """All engines by name: for the daemon, and for who only asks what works here."""
     crun = CrunEngine(zygote, report)
-    engines: tuple[Engine, ...] = (crun, KrunEngine(), WasmEngine(crun))
+    engines: tuple[Engine, ...] = (crun, KrunEngine(crun, krun), WasmEngine(crun))
     return {engine.name: engine for engine in engines}

@@ -10,11 +10,11 @@ from attrs import frozen
 from machineplane import channels
 from machineplane.channels import Frame, Session
 from machineplane.runtime.config import RuntimeConfig
+from machineplane.runtime.engine import NO_EXEC
 from machineplane.runtime.errors import HelperError, SessionUnavailable
 from machineplane.runtime.session import open_session
 from machineplane.runtime.shim.wire import MAX_MESSAGE
 from machineplane.runtime.stdio import Stdio, console_socket, make_stdio, receive_console
-from machineplane.runtime.wasm.config import WASM
 from machineplane.runtime.worker import PodWorker
 
 MAX_CONSOLE = 1_000_000_000
@@ -52,8 +52,8 @@ async def open_exec(
     Raises:
         SessionUnavailable: the container does not run, or the command cannot be.
     """
-    if worker.book.status.engine == WASM:
-        raise SessionUnavailable("a WebAssembly module has no other programs that could be run in it")
+    if refusal := NO_EXEC.get(worker.book.status.engine):
+        raise SessionUnavailable(refusal)
     container_id = running_container(worker, container)
     if sum(map(len, request.command)) > MAX_COMMAND:
         raise SessionUnavailable(f"the command is longer than {MAX_COMMAND} characters")

@@ -32,6 +32,7 @@ from machineplane.runtime.images.make import ensure_pause
 from machineplane.runtime.images.peers import Peers
 from machineplane.runtime.images.registry.settings import RegistrySettings, load_settings
 from machineplane.runtime.images.service import open_images
+from machineplane.runtime.krun.locate import look_for_krun
 from machineplane.runtime.logs import LogOptions, read_logs
 from machineplane.runtime.network import PodNetwork
 from machineplane.runtime.record import PodRecord
@@ -310,6 +311,7 @@ async def open_runtime(
     """The runtime, with the pods of an earlier daemon adopted. Leaving it stops no pod."""
     images = await trio.to_thread.run_sync(_prepare_folders, config)
     control = trio.socket.from_stdlib_socket(zygote.control.dup())
+    krun = await trio.to_thread.run_sync(look_for_krun, config.boot_memory, config.krun_library)
     settings = load_settings(config.registries) if config.registries else RegistrySettings()
     async with (
         open_images(images, settings) as pulls,
@@ -321,7 +323,7 @@ async def open_runtime(
             images=images,
             pulls=pulls,
             network=network,
-            engines=make_engines(helper, zygote.report),
+            engines=make_engines(helper, zygote.report, krun),
             cgroup_mode=zygote.report.cgroups,
             zygote=helper,
             changes=Changes(nursery),

@@ -26,12 +26,15 @@ class PrivateFolder:
     def __init__(self, fd: int) -> None:
         self._path = Path(f"/proc/self/fd/{fd}")
 
-    def write_config(self, container: str, config: Mapping[str, Any]) -> None:
-        """The configuration of a container, in a folder for it that is new."""
+    def write_config(
+        self, container: str, config: Mapping[str, Any], files: Mapping[str, str] | None = None
+    ) -> None:
+        """The configuration of a container, and other ``files`` by name, in a folder for it that is new."""
         self.forget(container)
         folder = self._path / container
         folder.mkdir(mode=0o700)
-        (folder / "config.json").write_text(json.dumps(config))
+        for name, text in {"config.json": json.dumps(config), **(files or {})}.items():
+            (folder / name).write_text(text)
 
     def forget(self, container: str) -> None:
         """Remove a container's folder. It is never entered deeper: places for mounts are in it."""

@@ -82,10 +82,14 @@ class BundleContext:
 
 @frozen(kw_only=True)
 class Bundle:
-    """A container's configuration, and the paths to be looked up for its mounts: where to put it, and what."""
+    """A container's configuration, and the paths to be looked up for its mounts: where to put it, and what.
+
+    ``files`` by their names are to lie beside the configuration, in memory.
+    """
 
     config: Json
     binds: Mapping[Path, Bind]
+    files: Mapping[str, str] = field(factory=dict)
 
 
 def hostname(pod: Mapping[str, Any]) -> str:

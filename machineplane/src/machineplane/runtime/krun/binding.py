@@ -54,6 +54,12 @@ NEEDED: Final = (
 )
 """Without these there is nothing to be done: libkrun 1.10 and later have them all."""
 
+GUEST_CONFIG: Final = "/.krun_config.json"
+"""What the guest's init reads where no program is set: the kernel's command line carries few, short, and no quoted words."""
+
+TSI_INET: Final = 1
+"""The guest's sockets become this process's (``KRUN_TSI_HIJACK_INET``)."""
+
 MAX_VCPUS: Final = 255  # the call takes a uint8_t
 NAMES: Final = ("libkrun.so.1", "libkrun.so.2", "libkrun.so")
 FIRMWARE_NAMES: Final = ("libkrunfw.so.5", "libkrunfw.so.4")
@@ -90,13 +96,14 @@ class VsockPort:
 class VmPlan:
     """One machine. ``arguments`` are those after the program's own name; a ``tap`` is a device's name and its guest's MAC.
 
-    ``memory_mib`` is what the guest sees; ``console`` is the file into which its kernel and init write.
+    ``memory_mib`` is what the guest sees; ``console`` is the file into which its kernel and init write. Without a
+    ``program`` the file `GUEST_CONFIG` in the root says what runs, and where. ``tsi``: the guest's sockets are ours.
     """
 
     vcpus: int = field()
     memory_mib: int
     root: str
-    program: str
+    program: str = ""
     arguments: tuple[str, ...] = ()
     environment: Mapping[str, str] = field(factory=dict)
     workdir: str = "/"
@@ -105,6 +112,7 @@ class VmPlan:
     ports: tuple[VsockPort, ...] = ()
     tap: tuple[str, bytes] | None = None
     passt_fd: int | None = None
+    tsi: bool = False
     console: str = ""
 
     @vcpus.validator
@@ -184,9 +192,11 @@ class Library:
         for share in plan.shares:
             self._add_share(context, share)
         self._add_network(context, plan)
-        self._add_vsock(context, plan.ports)
+        self._add_vsock(context, plan)
         if plan.console:
             self._add_console(context, plan.console)
+        if not plan.program:
+            return
         self.call("krun_set_workdir", context, plan.workdir.encode())
         environment = [f"{name}={value}" for name, value in plan.environment.items()]
         program, arguments = plan.program.encode(), _texts(plan.arguments)
@@ -218,13 +228,13 @@ class Library:
         elif plan.passt_fd is not None:
             self.call("krun_set_passt_fd", context, plan.passt_fd)
 
-    def _add_vsock(self, context: int, ports: Sequence[VsockPort]) -> None:
-        """A socket device of our own where the library knows such, without TSI: else its implicit one serves."""
+    def _add_vsock(self, context: int, plan: VmPlan) -> None:
+        """A socket device of our own where the library knows such, with or without TSI: else its implicit one serves."""
         if self.has("krun_add_vsock"):
             if self.has("krun_disable_implicit_vsock"):
                 self.call("krun_disable_implicit_vsock", context)
-            self.call("krun_add_vsock", context, 0)
-        for port in ports:
+            self.call("krun_add_vsock", context, TSI_INET if plan.tsi else 0)
+        for port in plan.ports:
             self.call("krun_add_vsock_port2", context, port.port, os.fsencode(port.path), port.listen)
 
     def _add_console(self, context: int, path: str) -> None:

@@ -5,6 +5,7 @@ So a guest is booted whose only program ends with a number of its own, in a proc
 too long. The answer is remembered for as long as neither the library nor the running kernel changes.
 """
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from typing import Any, Final
 
 from machineplane.linux.files import replace_file
 from machineplane.runtime.images.pause import PAUSE_ELF, static_elf
-from machineplane.runtime.krun.binding import KrunError, Library, VmPlan
+from machineplane.runtime.krun.binding import FIRMWARE_NAMES, GUEST_CONFIG, KrunError, Library, VmPlan
 
 BOOT_TIMEOUT_S: Final = 10.0
 """A guess: microVMs boot in a fraction of a second, and a machine that is busy starting many others is slower."""
@@ -54,6 +55,9 @@ def boot(library: str, architecture: str, timeout: float = BOOT_TIMEOUT_S) -> st
         program = Path(folder, "exit")
         program.write_bytes(exit_program(architecture))
         program.chmod(0o755)
+        Path(folder + GUEST_CONFIG).write_text(
+            json.dumps({"process": {"args": ["/exit"], "env": [], "cwd": "/"}})
+        )
         command = [sys.executable, "-m", __name__, library, folder]
         try:
             done = subprocess.run(
@@ -77,22 +81,26 @@ def remembered_boot(library: str, architecture: str, memory: Path, timeout: floa
     except (OSError, ValueError, KeyError, TypeError):
         pass  # never asked yet, or not our writing: ask
     reason = boot(library, architecture, timeout)
-    replace_file(memory, json.dumps({"circumstances": now, "reason": reason}).encode())
+    with contextlib.suppress(OSError):  # no such folder, or a full disk: it is tried again next time
+        replace_file(memory, json.dumps({"circumstances": now, "reason": reason}).encode())
     return reason
 
 
 def _circumstances(library: str) -> list[Any]:
-    """What decides whether a guest boots: the library and the kernel that runs."""
-    found = Path(library).stat()
-    return [library, found.st_size, found.st_mtime_ns, _BOOT_ID.read_text().strip()]
+    """What decides whether a guest boots: the library, its own kernel beside it, and the kernel that runs."""
+    path = Path(library)
+    beside = [path.with_name(name) for name in FIRMWARE_NAMES]
+    found = [(file, file.stat()) for file in (path, *beside) if file == path or file.is_file()]
+    files = [[str(file), stat.st_size, stat.st_mtime_ns] for file, stat in found]
+    return [files, _BOOT_ID.read_text().strip()]
 
 
 def main() -> int:
-    """``boot LIBRARY ROOT``: become a machine that runs ``/exit``."""
+    """``boot LIBRARY ROOT``: become a machine, set up as those of pods are, that runs what the file in its root says."""
     library, root = sys.argv[1:]
     try:
         loaded = Library(library)
-        loaded.enter(loaded.configure(VmPlan(vcpus=1, memory_mib=MEMORY_MIB, root=root, program="/exit")))
+        loaded.enter(loaded.configure(VmPlan(vcpus=1, memory_mib=MEMORY_MIB, root=root, tsi=True)))
     except KrunError as error:
         print(error, file=sys.stderr)
     return 1

@@ -1,15 +1,11 @@
 """From the configuration of a container to one in which a WebAssembly module runs.
 
-The container's root is an empty folder with this machine's Python, read-only; the image, and the pod's volumes in it, are
-at ``/image``, and that folder is all that the guest sees, as its ``/``. So a module stands in two boxes: WebAssembly's,
-and a container without capabilities whose limits are those of the pod.
+So a module stands in two boxes: WebAssembly's, and a container without capabilities whose limits are those of the pod.
 """
 
 import importlib.util
 import json
-import os
-import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,14 +14,10 @@ from attrs import evolve
 from machineplane.runtime.bundle import Bundle
 from machineplane.runtime.bundle.quantity import byte_count
 from machineplane.runtime.errors import PodSpecError
+from machineplane.runtime.hosted import IMAGE, hosted_config, python_paths
 
 WASM: Final = "wasm"
 """The engine's name, in ``magik.io/runtime`` as well."""
-IMAGE: Final = "/image"
-"""Where image and volumes are in the container."""
-_HOST_LIBRARIES = ("/usr/lib", "/lib", "/lib64")
-_OWN: Final = ("/proc", "/dev", "/sys")
-"""Mounts for the runner; all others are the guest's."""
 RUNNER: Final = Path(__file__).with_name("runner.py")
 
 
@@ -38,18 +30,7 @@ def missing_wasmtime() -> str:
 
 def runner_paths() -> tuple[str, ...]:
     """The folders of this machine that Python needs to run the runner, none inside another."""
-    package = importlib.util.find_spec("wasmtime")
-    site = [str(Path(package.origin).parents[1])] if package and package.origin else []
-    wanted = [sys.base_prefix, sys.prefix, *_HOST_LIBRARIES, *site, str(RUNNER.parent)]
-    return _outermost(path for path in wanted if os.path.isdir(path))
-
-
-def _outermost(paths: Iterable[str]) -> tuple[str, ...]:
-    found: list[str] = []
-    for path in sorted(set(paths)):
-        if not any(path == other or path.startswith(other.rstrip("/") + "/") for other in found):
-            found.append(path)
-    return tuple(found)
+    return python_paths("wasmtime", str(RUNNER.parent))
 
 
 def check_module(container: Mapping[str, Any]) -> None:
@@ -71,31 +52,16 @@ def wasm_config(config: Mapping[str, Any], container: Mapping[str, Any]) -> dict
         PodSpecError: as :func:`check_module`.
     """
     check_module(container)
-    process, root = config["process"], config["root"]
+    process = config["process"]
     limits = (container.get("resources") or {}).get("limits") or {}
-    rootfs = Path(root["path"])
     options = {
         "root": IMAGE,
         "cwd": process["cwd"],
         "environment": dict(entry.split("=", 1) for entry in process["env"]),
         "memory": byte_count(limits.get("memory", 0), f"{container['name']}.resources.limits.memory"),
     }
-    nothing: dict[str, list[str]] = {
-        name: [] for name in ("bounding", "effective", "permitted", "inheritable", "ambient")
-    }
-    return {
-        **config,
-        "process": {
-            **process,
-            "args": [sys.executable, "-I", str(RUNNER), json.dumps(options), *process["args"]],
-            "env": ["PATH=/usr/bin:/bin"],
-            "cwd": "/",
-            "capabilities": nothing,
-            "noNewPrivileges": True,
-        },
-        "root": {"path": str(host_root(rootfs)), "readonly": True},
-        "mounts": [*_mounts(config["mounts"], rootfs, read_only=bool(root["readonly"]))],
-    }
+    words = [str(RUNNER), json.dumps(options), *process["args"]]
+    return hosted_config(config, words, runner_paths(), ())
 
 
 def as_module(made: Bundle, container: Mapping[str, Any]) -> Bundle:
@@ -103,28 +69,3 @@ def as_module(made: Bundle, container: Mapping[str, Any]) -> Bundle:
     config = wasm_config(made.config, container)
     Path(config["root"]["path"]).mkdir(exist_ok=True)
     return evolve(made, config=config)
-
-
-def host_root(rootfs: Path) -> Path:
-    """The empty folder that becomes the container's root."""
-    return rootfs.with_name("host")
-
-
-def _mounts(
-    mounts: Iterable[Mapping[str, Any]], rootfs: Path, *, read_only: bool
-) -> Iterable[dict[str, Any]]:
-    others = []
-    for mount in mounts:
-        if mount["destination"].startswith(_OWN):
-            yield dict(mount)
-        else:
-            others.append({**mount, "destination": IMAGE + mount["destination"]})
-    for path in runner_paths():
-        yield _bind(path, path, "ro")
-    yield _bind(str(rootfs), IMAGE, "ro" if read_only else "rw")
-    yield from others
-
-
-def _bind(source: str, destination: str, access: str) -> dict[str, Any]:
-    options = ["rbind", "rprivate", "nosuid", "nodev", access]
-    return {"destination": destination, "type": "bind", "source": source, "options": options}
