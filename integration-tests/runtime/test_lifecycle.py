@@ -102,7 +102,7 @@ async def test_a_fork_bomb_is_held_by_the_limit_of_processes(bench, pod, log, un
         await runtime.stop_pod(status.uid, 0)
 
 
-async def test_a_cpu_limit_is_held(bench, engine, pod, log, until):
+async def test_a_cpu_limit_is_held(bench, pod, log, until):
     if bench.zygote.report.cgroups == "none":
         pytest.skip("this machine lets nobody make control groups")
     # Four loops for a second of wall time: without the limit they would use up to as many seconds as there are processors.
