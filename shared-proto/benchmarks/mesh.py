@@ -25,9 +25,7 @@ import datetime
 import importlib.util
 import json
 import logging
-import os
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Awaitable, Callable
@@ -53,9 +51,11 @@ from trio_quic.interface import MakeCore
 sys.path.insert(0, str(Path(__file__).parent))
 import quic
 from peers import bare_core
+from peers.apart import libp2p_figures
 
 METHOD = "/bench/echo/1.0.0"
 FLIGHTS = (1, 64)
+LIBP2P_LIMIT_S = 600  # of py-libp2p's process; it takes tens of seconds here
 Ask = Callable[[], Awaitable[Any]]
 Figures = dict[str, float]
 THEIRS = ("bare_core", "aioquic_asyncio", "py_libp2p", "grpc_mtls")
@@ -259,21 +259,6 @@ async def measure_grpc(count: int) -> Figures:
     return out
 
 
-def measure_libp2p(count: int) -> dict[str, Any]:
-    """What `peers/libp2p_quic.py` says; ``error`` if there is nothing to say."""
-    python = os.environ.get("LIBP2P_PYTHON")
-    if not python:
-        return {"error": "LIBP2P_PYTHON names no interpreter that has it"}
-    script = Path(__file__).parent / "peers" / "libp2p_quic.py"
-    done = subprocess.run(
-        [python, str(script), "--count", str(count // 10)], capture_output=True, text=True, check=False
-    )
-    if done.returncode or not done.stdout.strip():
-        return {"error": f"it ended with {done.returncode}: {done.stderr[-200:]}"}
-    figures: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
-    return figures
-
-
 def one_round(count: int) -> dict[str, dict[str, Any]]:
     """Everything once."""
     out: dict[str, dict[str, Any]] = {
@@ -281,7 +266,7 @@ def one_round(count: int) -> dict[str, dict[str, Any]]:
         "stream": trio.run(measure_stream, count),
         "aioquic_asyncio": asyncio.run(measure_asyncio(count)),
         "bare_core": bare_core.measure(count, FLIGHTS),
-        "py_libp2p": measure_libp2p(count),
+        "py_libp2p": libp2p_figures("libp2p_quic.py", LIBP2P_LIMIT_S, count=count // 10),
     }
     if importlib.util.find_spec("qh3") is not None:
         from trio_quic.native import NativeCore
