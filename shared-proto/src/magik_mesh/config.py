@@ -10,11 +10,11 @@ from attrs import Factory, field, frozen
 
 from magik_mesh.addresses import Address, parse
 from magik_mesh.errors import ConfigError
+from magik_mesh.policy import Policy
 from magik_proto.dht_kinds import Kind
 from magik_proto.errors import RemoteProtocolError
 from magik_proto.gossip_types import GossipConfig
 from magik_proto.identity import BootstrapPeer, Identity
-from magik_proto.membership import MembershipPolicy
 from trio_quic import AioquicCore, MakeCore
 
 
@@ -115,7 +115,8 @@ class RelayLimits:
 class NodeConfig:
     """What a node is: who, where, in which plane, admitted by what.
 
-    `member` is the encoded membership that the certificate carries (None in an open fabric), `advertise`
+    `member` is the encoded membership, or a pod's pass, that the certificate carries (None in an open fabric),
+    `subject` what stands before the peer id in the SPIFFE name (a pod's workload), `advertise`
     holds `ip:port` texts for a machine that others reach by an address it cannot see itself, `labels`
     travel in the machine's record, `kinds` are those of the hash table's records beside machines' own.
     `max_connections` bounds the connections to peers: see `magik_mesh.connections` for the policy at it.
@@ -127,9 +128,10 @@ class NodeConfig:
     host: str
     port: int
     identity: Identity
-    policy: MembershipPolicy
+    policy: Policy
     plane: str = "magik-machine/1"
     member: bytes | None = None
+    subject: str = ""
     bootstrap: tuple[BootstrapPeer, ...] = ()
     advertise: tuple[str, ...] = ()
     labels: Mapping[str, str] = Factory(dict)

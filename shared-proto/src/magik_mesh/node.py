@@ -280,15 +280,19 @@ class Node:
         link = self._links.get(peer)
         if link is not None:
             return link.admitted.roles
-        known = self._presence.directory.get(peer)
-        record = known.record if known else None
-        member = self._config.member if peer == self.id else record.member if record else shown
-        if peer != self.id and record is None and shown is None and not self._config.policy.open:
-            return None
         try:
-            return self._config.policy.admit(peer, member, self._clock.timestamp())
+            return self._config.policy.admit(peer, self.shown(peer) or shown, self._clock.timestamp())
         except RemoteProtocolError:
             return None
+
+    def shown(self, peer: PeerId) -> bytes | None:
+        """The membership, or the pass, that `peer` shows: in its connection, else in its published record."""
+        if peer == self.id:
+            return self._config.member
+        link, known = self._links.get(peer), self._presence.directory.get(peer)
+        if link is not None:
+            return link.admitted.member
+        return known.record.member if known and known.record else None
 
     @property
     def reach(self) -> Reach:

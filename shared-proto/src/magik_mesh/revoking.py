@@ -18,13 +18,14 @@ from attrs import define, field
 from structlog.typing import FilteringBoundLogger
 
 from magik_mesh.errors import MeshError
+from magik_mesh.policy import Policy
 from magik_mesh.rpc_server import Call
 from magik_proto.credentials import Revocations
 from magik_proto.errors import RemoteProtocolError
 from magik_proto.gossip_frames import MAX_PAYLOAD
 from magik_proto.gossip_types import Accept, Judgement, Verdict
 from magik_proto.identity import PeerId
-from magik_proto.membership import MembershipError, MembershipPolicy
+from magik_proto.membership import MembershipError
 from magik_proto.wire import decode_as, encode_message
 
 FETCH_TIMEOUT_S = 30.0  # a guess: a list of 1 MiB over a line of 0.3 Mbit/s
@@ -38,7 +39,7 @@ class Revoking:
     """The newest list of one node. `news` is called with each that is taken in, in the order of their serials."""
 
     own: PeerId
-    policy: MembershipPolicy
+    policy: Policy
     nursery: trio.Nursery
     log: FilteringBoundLogger
     call: Fetch

@@ -5,9 +5,9 @@ carries
 
 - the identity as the certificate's own key, which TLS proves: this alone is believed;
 - the membership (the bytes of a `Member`, deterministic CBOR) in the extension `MEMBERSHIP_OID`, if there
-  is one;
-- a SPIFFE URI name, `spiffe://<fabric root or "open">/<plane>/<peer id>`, for tools that read certificates.
-  It must not contradict the key.
+  is one; on the plane of pods a `Pass` stands there;
+- a SPIFFE URI name, `spiffe://<fabric root or "open">/<plane>/<subject, if any>/<peer id>`, for tools that read
+  certificates. It must not contradict the key.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from magik_mesh.clock import Clock
 from magik_mesh.config import NodeConfig
+from magik_mesh.policy import Policy
 from magik_proto.errors import RemoteProtocolError
 from magik_proto.identity import PeerId
-from magik_proto.membership import MembershipPolicy
 from trio_quic import Credentials, PeerRejected, make_certificate
 
 # 2.25 is the arc of UUIDs as integers (ITU-T X.667): this one was drawn at random for the purpose.
@@ -76,7 +76,7 @@ def admission(config: NodeConfig, clock: Clock) -> Callable[[x509.Certificate], 
     return verify_peer
 
 
-def admit(policy: MembershipPolicy, peer: PeerId, member: bytes | None, clock: Clock) -> Admitted:
+def admit(policy: Policy, peer: PeerId, member: bytes | None, clock: Clock) -> Admitted:
     """Judge a membership by the policy as it is now. Raises `PeerRejected`."""
     try:
         roles = policy.admit(peer, member, clock.timestamp())
@@ -89,7 +89,8 @@ def _spiffe_name(config: NodeConfig) -> str:
     root = config.policy.root
     domain = "open" if root is None else str(root)
     plane = config.plane.partition("/")[0]
-    return f"spiffe://{domain}/{plane}/{config.identity.peer_id}"
+    path = (plane, *filter(None, [config.subject]), str(config.identity.peer_id))
+    return f"spiffe://{domain}/{'/'.join(path)}"
 
 
 def _check_names(certificate: x509.Certificate, peer: PeerId) -> None:

@@ -25,6 +25,7 @@ from magik_proto.credentials import (
     MEMBER_LIFE_MS,
     SUBMIT,
     MembershipError,
+    Revocations,
     check_signature,
 )
 from magik_proto.errors import RemoteProtocolError
@@ -143,8 +144,27 @@ class PassPolicy:
         """The fabric's root, or None for an open fabric."""
         return self.membership.root
 
+    @property
+    def open(self) -> bool:
+        """Whether the fabric has no root."""
+        return self.membership.open
+
+    @property
+    def revocations(self) -> Revocations | None:
+        """The newest list, for passing on."""
+        return self.membership.revocations
+
+    def revoke(self, revocations: Revocations) -> bool:
+        """See `MembershipPolicy.revoke`."""
+        return self.membership.revoke(revocations)
+
     def admit(self, peer: PeerId, shown: bytes | None, now_ms: int) -> frozenset[str]:
-        """The roles of the pod that proved the key `peer` and shows the pass `shown`; errors as of `check`."""
+        """The roles of the pod that proved the key `peer` and shows the pass `shown`; errors as of `check`.
+
+        An open fabric takes a pod without a pass, too: who makes up a key there makes up the chain as well.
+        """
+        if shown is None and self.open:
+            return frozenset({POD})
         self.check(peer, shown, now_ms)
         return frozenset({POD})
 

@@ -161,6 +161,8 @@ def test_an_open_fabric_has_no_memberships() -> None:
     judge = PassPolicy(MembershipPolicy(None), "default")
     assert judge.root is None
     assert judge.check(POD_KEY.peer_id, pass_of(member=None), NOW).pod_name == "db-1"
+    assert judge.admit(POD_KEY.peer_id, None, NOW) == {POD}
+    assert refusal(forged(pass_of(member=None)), judge) == "pass.signature"
 
 
 def test_the_skew_of_clocks_is_borne() -> None:
