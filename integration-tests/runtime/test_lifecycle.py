@@ -105,6 +105,7 @@ async def test_a_fork_bomb_is_held_by_the_limit_of_processes(bench, pod, log, un
 async def test_a_cpu_limit_is_held(bench, pod, log, until):
     if bench.zygote.report.cgroups == "none":
         pytest.skip("this machine lets nobody make control groups")
+    # In containers alone: the stand-in's guests have no /dev, which a shell's background jobs need.
     # Four loops for a second of wall time: without the limit they would use up to as many seconds as there are processors.
     burn = "for i in 1 2 3 4; do while :; do :; done & done; sleep 1; kill %1 %2 %3 %4; wait; times"
     wanted = pod(burn, container={"resources": {"limits": {"cpu": "200m"}}})
