@@ -12,7 +12,8 @@ from magik_mesh.errors import (
     RpcTimeout,
     WrongIdentity,
 )
-from magik_mesh.node import Node, open_node
+from magik_mesh.node import Node
+from magik_mesh.opening import open_node
 from magik_mesh.reach import Reach
 from magik_mesh.roster import PeerDown, PeerEvent, PeerInfo, PeerUp
 from magik_mesh.rpc_client import ReplyStream

@@ -1,37 +1,27 @@
-"""A mesh node: the one place where its parts meet.
-
-::
-
-    async with open_node(NodeConfig(host="0.0.0.0", port=4001, identity=identity, policy=policy)) as node:
-        node.handle("/magik/bid/1.0.0", on_bid)        # before the first await: nothing is served until then
-        node.subscribe("magik-fabric", judge)
-        answer = await node.call(peer, "/magik/bid/1.0.0", body)
-"""
+"""A mesh node: the one place where its parts meet. `magik_mesh.opening.open_node` makes one."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from functools import partial
 from typing import Any
 
-import structlog
 import trio
-from attrs import define
 from structlog.typing import FilteringBoundLogger
 
 from magik_mesh import codes
 from magik_mesh.addresses import Address, OwnAddresses
 from magik_mesh.alarm import Alarm
 from magik_mesh.briefs import Briefs
-from magik_mesh.clock import Clock, SystemClock, unit_random
+from magik_mesh.calls import Use, give_back, open_stream
+from magik_mesh.clock import Clock, unit_random
 from magik_mesh.config import NodeConfig
 from magik_mesh.connections import Connections
 from magik_mesh.dht import HashTable
 from magik_mesh.dialer import Dialer
 from magik_mesh.dialing import DialPlan
 from magik_mesh.directory import Directory
-from magik_mesh.errors import CannotListen, MeshError, PeerUnreachable, RpcFailed, RpcTimeout
+from magik_mesh.errors import MeshError, PeerUnreachable, RpcTimeout
 from magik_mesh.hello import parse_records
 from magik_mesh.links import Link, LinkTable
 from magik_mesh.presence import Presence
@@ -44,10 +34,9 @@ from magik_mesh.roster import PeerEvent, PeerInfo, Roster
 from magik_mesh.rpc_client import ReplyStream, ask_by, calling, milliseconds_until
 from magik_mesh.rpc_server import Call, Handler, RpcServer
 from magik_mesh.stats import Stats
-from magik_mesh.streams import STREAM_ERRORS
 from magik_mesh.survey import SideSocket
 from magik_mesh.tending import Tending
-from magik_mesh.tls import Admitted, admission, make_credentials
+from magik_mesh.tls import Admitted, admission
 from magik_proto.credentials import Revocations
 from magik_proto.dht_frames import FIND, STORE
 from magik_proto.dht_frames import MAX_FRAME as MAX_TABLE_FRAME
@@ -57,11 +46,9 @@ from magik_proto.identity import PeerId
 from magik_proto.records import decode_record
 from magik_proto.rpc import MAX_FRAME
 from magik_proto.wire import SignedMessage, encode_message
-from trio_quic import Connection, DatagramSocket, Endpoint, Limits, Stream, open_endpoint, open_udp_socket
+from trio_quic import Connection, Endpoint
 
 _RESERVED = ("/magik/mesh/", "/magik/relay/", "/magik/dht/")
-# Bytes of the buffers of a port that only sends probes.
-_SIDE_BUFFER = 4096
 
 
 class Node:
@@ -137,8 +124,8 @@ class Node:
             if link is None:
                 with trio.fail_at(at):
                     link = await self._reach(peer)
-            with _Use(link, self.stats, self._clock):
-                return await ask_by(self._alarm, at, await _open_stream(link, at), method, body)
+            with Use(link, self.stats, self._clock):
+                return await ask_by(self._alarm, at, await open_stream(link, at), method, body)
         except trio.TooSlowError:
             raise RpcTimeout(peer, method, timeout) from None
 
@@ -164,12 +151,12 @@ class Node:
         self, stack: AsyncExitStack, peer: PeerId, method: str, body: Any, scope: trio.CancelScope
     ) -> tuple[Any, ReplyStream]:
         link = await self._reach(peer)
-        with _Use(link, self.stats, self._clock):
-            stream = await _open_stream(link, scope.deadline)
+        with Use(link, self.stats, self._clock):
+            stream = await open_stream(link, scope.deadline)
             milliseconds = milliseconds_until(scope.deadline)
             opened = await stack.enter_async_context(calling(stream, method, body, milliseconds))
             link.calls += 1
-            stack.callback(_give_back, link)
+            stack.callback(give_back, link)
             return opened
 
     async def _reach(self, peer: PeerId) -> Link:
@@ -487,104 +474,3 @@ class Node:
             wake_dialer=lambda: self._dialer.wake(),
             incarnation=int.from_bytes(self._clock.random(8), "big"),
         )
-
-
-@asynccontextmanager
-async def open_node(
-    config: NodeConfig,
-    *,
-    clock: Clock | None = None,
-    socket: DatagramSocket | None = None,
-    side_socket: SideSocket | None = None,
-) -> AsyncIterator[Node]:
-    """A running node. Leaving the context says goodbye to all peers and ends every task of the node.
-
-    Register handlers and subscriptions before the first await: nothing is dialled or accepted until then.
-    `clock`, `socket` and `side_socket` (for probes) replace time, randomness and UDP sockets in tests. Raises
-    `CannotListen` or `ConfigError`.
-    """
-    clock = clock or SystemClock()
-    log: FilteringBoundLogger = structlog.get_logger().bind(plane=config.plane)
-    async with AsyncExitStack() as stack:
-        if socket is None:
-            socket, side_socket = _bind(config), partial(open_udp_socket, config.host, 0, _SIDE_BUFFER)
-        switch = SwitchSocket(socket, config.relay.paths, config.relay.queue)
-        stack.callback(switch.close)
-        endpoint = await _listen(stack, config, clock, switch)
-        switch.on_arrival = endpoint.take_in
-        nursery = await stack.enter_async_context(trio.open_nursery())
-        node = Node(config, clock, endpoint, switch, side_socket, nursery, log)
-        node.start()
-        if config.policy.root is None:
-            log.warning("the fabric is open: anyone who reaches this port is a member", port=node.address[1])
-        try:
-            yield node
-        finally:
-            node.stop()
-
-
-async def _listen(
-    stack: AsyncExitStack, config: NodeConfig, clock: Clock, socket: DatagramSocket
-) -> Endpoint[Admitted]:
-    limits = Limits(
-        idle_timeout=config.timings.idle_timeout,
-        keep_alive=config.timings.keep_alive,
-        # Beside those in use: ones that are being dialled, greeted, refused, or replaced.
-        max_connections=2 * config.max_connections + 2 * config.limits.briefs + 64,
-    )
-    opening = open_endpoint(
-        config.host,
-        config.port,
-        credentials=make_credentials(config),
-        alpn=config.plane,
-        verify_peer=admission(config, clock),
-        limits=limits,
-        socket=socket,
-        core=config.core,
-    )
-    return await stack.enter_async_context(opening)
-
-
-def _bind(config: NodeConfig) -> DatagramSocket:
-    try:
-        return open_udp_socket(config.host, config.port, Limits().socket_buffer)
-    except OSError as error:
-        raise CannotListen(config.host, config.port, error) from error
-
-
-@define
-class _Use:
-    """A call of ours on a connection, for the bookkeeping; what breaks it becomes a `MeshError`."""
-
-    link: Link
-    stats: Stats
-    clock: Clock
-
-    def __enter__(self) -> None:
-        self.link.calls += 1
-        self.stats.calls_sent += 1
-
-    def __exit__(self, kind: object, error: BaseException | None, _: object) -> None:
-        link = self.link
-        _give_back(link)
-        link.last_used = self.clock.now()
-        if isinstance(error, STREAM_ERRORS):
-            raise PeerUnreachable(link.peer, str(error)) from error
-        if isinstance(error, RemoteProtocolError):
-            text = f"the answer of {link.peer} cannot be understood: {error}"
-            raise RpcFailed(codes.MALFORMED, text) from error
-
-
-async def _open_stream(link: Link, at: float) -> Stream:
-    """Without a checkpoint where a stream is to be had, for the call that follows has one; `trio.TooSlowError` when there is
-    none until `at`.
-    """
-    try:
-        return link.connection.open_stream_nowait()
-    except trio.WouldBlock:
-        with trio.fail_at(at):
-            return await link.connection.open_stream()
-
-
-def _give_back(link: Link) -> None:
-    link.calls -= 1

@@ -22,7 +22,8 @@ import trio
 from attrs import define, evolve, field, frozen
 
 from magik_mesh.config import NodeConfig
-from magik_mesh.node import Node, open_node
+from magik_mesh.node import Node
+from magik_mesh.opening import open_node
 from magik_mesh.survey import SideSocket
 from magik_proto.identity import BootstrapPeer, Identity, PeerId
 from magik_proto.membership import MembershipPolicy
