@@ -32,3 +32,15 @@ def test_ordinals_come_up_in_order_come_back_and_go_from_the_top(lab: Lab) -> No
     lab.kubectl("m1", "delete", "statefulset", "db")
     wait_for("no pod is left", lambda: not lab.get("m0", "pods", "-l", "app=db"))
     wait_for("m2 is back", lambda: lab.ready_nodes("m0") == {"m0", "m1", "m2"}, 30)
+
+
+def test_a_service_is_kept_and_shown_by_every_machine(lab: Lab) -> None:
+    lab.kubectl("m0", "create", "service", "clusterip", "web", "--tcp=80:8080")
+    lab.kubectl("m0", "create", "service", "clusterip", "dbs", "--clusterip=None", "--tcp=5432")
+    assert "80/TCP" in lab.kubectl("m1", "get", "services", "web")
+    assert "8080/TCP" in lab.kubectl("m2", "describe", "service", "web")
+    assert "None" in lab.kubectl("m2", "get", "svc", "dbs")
+    said = lab.kubectl("m0", "create", "service", "nodeport", "no", "--tcp=80", check=False)
+    assert "spec.type" in said and "ClusterIP" in said
+    lab.kubectl("m1", "delete", "service", "web", "dbs")
+    wait_for("they are gone", lambda: not lab.get("m2", "services"))

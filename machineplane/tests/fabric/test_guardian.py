@@ -283,6 +283,18 @@ async def test_what_runs_no_pods_is_held_and_not_tendered(world: World) -> None:
         nursery.cancel_scope.cancel()
 
 
+async def test_a_service_is_shown_as_it_was_made_and_not_tendered(world: World) -> None:
+    metadata = {"name": "web", "namespace": "default"}
+    spec = {"selector": {"app": "web"}, "ports": [{"port": 80}]}
+    service = {"apiVersion": "v1", "kind": "Service", "metadata": metadata, "spec": spec}
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(world.guardian.run)
+        world.guardian.take(record(service, world.machine.identity))
+        await wait_all_tasks_blocked()
+        assert world.tenders == [] and world.view.rendered["Service", "default", "web"]["spec"] == spec
+        nursery.cancel_scope.cancel()
+
+
 def _secret() -> dict[str, Any]:
     metadata = {"name": "key", "namespace": "default"}
     return {"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "data": {"k": "AA=="}}

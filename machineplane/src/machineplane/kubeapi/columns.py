@@ -127,6 +127,16 @@ def _data_count(*maps: str) -> Callable[[Object, float], Cell]:
     return lambda obj, now: sum(len(obj.get(name) or ()) for name in maps)
 
 
+def _service_ports(obj: Object, now: float) -> Cell:
+    ports = (obj.get("spec") or {}).get("ports") or ()
+    return ",".join(f"{port.get('port')}/{port.get('protocol')}" for port in ports) or "<none>"
+
+
+def _service_selector(obj: Object, now: float) -> Cell:
+    selector = (obj.get("spec") or {}).get("selector") or {}
+    return ",".join(f"{key}={value}" for key, value in sorted(selector.items())) or "<none>"
+
+
 def _event_subobject(obj: Object, now: float) -> Cell:
     return str((obj.get("involvedObject") or {}).get("fieldPath", ""))
 
@@ -192,6 +202,15 @@ COLUMNS: Final[Mapping[str, tuple[Column, ...]]] = MappingProxyType(
         ),
         "ConfigMap": (NAME, Column("Data", _data_count("data", "binaryData")), AGE),
         "Secret": (NAME, Column("Type", _plain("type")), Column("Data", _data_count("data")), AGE),
+        "Service": (
+            NAME,
+            Column("Type", _spec("type", "")),
+            Column("Cluster-IP", _spec("clusterIP", "<none>"), description="None: there is no such address."),
+            Column("External-IP", lambda obj, now: "<none>"),
+            Column("Port(s)", _service_ports, description="The service's ports."),
+            AGE,
+            Column("Selector", _service_selector, priority=1),
+        ),
         "ServiceAccount": (NAME, Column("Secrets", _data_count("secrets")), AGE),
         "Namespace": (NAME, Column("Status", _status("phase", "Active")), AGE),
         "Event": (

@@ -10,6 +10,8 @@ from copy import deepcopy
 from types import MappingProxyType
 from typing import Any, Final
 
+from .servicerules import set_service_defaults
+
 Object = dict[str, Any]
 
 _POD_SPEC: Final[Mapping[str, Any]] = MappingProxyType(
@@ -182,5 +184,6 @@ _SETTERS: Final[Mapping[str, Callable[[Object], None]]] = MappingProxyType(
         "StatefulSet": _stateful_set,
         "Namespace": _namespace,
         "Secret": _secret,
+        "Service": set_service_defaults,
     }
 )

@@ -192,6 +192,19 @@ SECRET: Final = Kind(
     verbs=READ + WRITE,
     schema="core.Secret",
 )
+SERVICE: Final = Kind(
+    group="",
+    version="v1",
+    kind="Service",
+    plural="services",
+    singular="service",
+    namespaced=True,
+    verbs=READ + WRITE,
+    short_names=("svc",),
+    categories=("all",),
+    subresources=(Subresource("status", "Service", ("get",), "", "v1"),),
+    schema="core.Service",
+)
 SERVICE_ACCOUNT: Final = Kind(
     group="",
     version="v1",
@@ -212,6 +225,7 @@ KINDS: Final[tuple[Kind, ...]] = (
     NODE,
     POD,
     SECRET,
+    SERVICE,
     SERVICE_ACCOUNT,
     DEPLOYMENT,
     REPLICA_SET,

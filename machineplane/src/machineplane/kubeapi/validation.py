@@ -14,6 +14,7 @@ from .names import key_problems, label_problem, subdomain_problem, value_problem
 from .podrules import check_pod_spec
 from .problems import Problems
 from .selectors import LabelSelector
+from .servicerules import check_service
 
 Object = dict[str, Any]
 
@@ -140,6 +141,11 @@ def _selector_and_template(spec: Object, owner: str, problems: Problems) -> None
         problems.unsupported("spec.template.spec.restartPolicy", pod["restartPolicy"], ("Always",))
 
 
+def _service(obj: Object, problems: Problems) -> None:
+    check_service(obj, problems)
+    check_labels((obj.get("spec") or {}).get("selector") or {}, "spec.selector", problems)
+
+
 #: A pod's name is its label, and so is the name of its revision: 11 characters more than the StatefulSet's.
 _STATEFUL_NAME_MAX: Final = 52
 
@@ -247,6 +253,7 @@ _RULES: Final[Mapping[str, Callable[[Object, Problems], None]]] = MappingProxyTy
         "StatefulSet": _stateful_set,
         "ConfigMap": check_config_map,
         "Secret": check_secret,
+        "Service": _service,
     }
 )
 _UPDATE_RULES: Final[Mapping[str, Callable[[Object, Object, Problems], None]]] = MappingProxyType(

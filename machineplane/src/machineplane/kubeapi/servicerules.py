@@ -1,0 +1,106 @@
+"""Services: what is filled in, and what one may say here.
+
+There is no address of the whole fabric: a Service's address is one on the loopback of each pod (workplane-spec, Traffic). So
+``clusterIP`` is ``None`` or absent, and what needs an address or a port of machines is refused by name.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any, Final
+
+from .names import label_problem
+from .problems import Problems
+
+Object = Mapping[str, Any]
+
+MAX_PORT: Final = 65535
+HEADLESS: Final = "None"
+PROTOCOLS: Final = ("TCP", "UDP")
+#: Fields that only have a meaning for addresses and ports of machines.
+_OF_MACHINES: Final = (
+    "externalIPs",
+    "externalName",
+    "healthCheckNodePort",
+    "loadBalancerClass",
+    "loadBalancerIP",
+    "loadBalancerSourceRanges",
+)
+_NO_SUCH_ADDRESS: Final = "services have no address or port outside of pods: only ClusterIP is served"
+_PORT_NAME: Final = re.compile(r"(?=.*[a-z])[a-z0-9]+(-[a-z0-9]+)*")  # RFC 6335, 5.1
+
+
+def set_service_defaults(obj: dict[str, Any]) -> None:
+    """As an API server, save for addresses: none is given out."""
+    spec = obj.setdefault("spec", {})
+    for name, value in (
+        ("type", "ClusterIP"),
+        ("sessionAffinity", "None"),
+        ("internalTrafficPolicy", "Cluster"),
+    ):
+        spec[name] = spec.get(name) or value
+    for port in spec.get("ports") or ():
+        port["protocol"] = port.get("protocol") or "TCP"
+        port["targetPort"] = port.get("targetPort") or port.get("port", 0)
+
+
+def check_service(obj: Object, problems: Problems) -> None:
+    """Type, address, ports and what is not served."""
+    spec = obj.get("spec") or {}
+    name = str((obj.get("metadata") or {}).get("name") or "")
+    if name and (label_problem(name) is not None or name[0].isdigit()):
+        problems.invalid(
+            "metadata.name", name, "a Service's name is an RFC 1035 label: it begins with a letter"
+        )
+    if spec.get("type") != "ClusterIP":
+        problems.unsupported("spec.type", spec.get("type"), ("ClusterIP",))
+    addresses = [("spec.clusterIP", spec.get("clusterIP"))]
+    addresses += [(f"spec.clusterIPs[{n}]", value) for n, value in enumerate(spec.get("clusterIPs") or ())]
+    for path, value in addresses:
+        if value and value != HEADLESS:
+            problems.invalid(path, value, f"must be empty or '{HEADLESS}': {_NO_SUCH_ADDRESS}")
+    for field in _OF_MACHINES:
+        if spec.get(field):
+            problems.forbidden(f"spec.{field}", _NO_SUCH_ADDRESS)
+    if spec.get("sessionAffinity") != "None":
+        problems.unsupported("spec.sessionAffinity", spec.get("sessionAffinity"), ("None",))
+    if spec.get("internalTrafficPolicy") != "Cluster":
+        problems.unsupported("spec.internalTrafficPolicy", spec.get("internalTrafficPolicy"), ("Cluster",))
+    _check_ports(spec, problems)
+
+
+def _check_ports(spec: Object, problems: Problems) -> None:
+    ports = spec.get("ports") or ()
+    if not ports and spec.get("clusterIP") != HEADLESS:
+        problems.required("spec.ports")
+    names: set[str] = set()
+    numbers: set[tuple[str, int]] = set()
+    for index, port in enumerate(ports):
+        path, name = f"spec.ports[{index}]", port.get("name", "")
+        number = (port.get("protocol", ""), port.get("port", 0))
+        _check_port(port, path, problems)
+        if not name and len(ports) > 1:
+            problems.required(f"{path}.name")
+        elif name and name in names:
+            problems.duplicate(f"{path}.name", name)
+        if number in numbers:
+            problems.duplicate(path, {"protocol": number[0], "port": number[1]})
+        names.add(name)
+        numbers.add(number)
+
+
+def _check_port(port: Object, path: str, problems: Problems) -> None:
+    if (name := port.get("name")) and (wrong := label_problem(name)) is not None:
+        problems.invalid(f"{path}.name", name, wrong)
+    if port.get("protocol") not in PROTOCOLS:
+        problems.unsupported(f"{path}.protocol", port.get("protocol"), PROTOCOLS)
+    if port.get("nodePort"):
+        problems.forbidden(f"{path}.nodePort", _NO_SUCH_ADDRESS)
+    number, target = port.get("port", 0), port.get("targetPort", 0)
+    if not 0 < number <= MAX_PORT:
+        problems.invalid(f"{path}.port", number, f"must be between 1 and {MAX_PORT}, inclusive")
+    elif isinstance(target, int) and not 0 < target <= MAX_PORT:
+        problems.invalid(f"{path}.targetPort", target, f"must be between 1 and {MAX_PORT}, inclusive")
+    elif isinstance(target, str) and (len(target) > 15 or not _PORT_NAME.fullmatch(target)):
+        problems.invalid(
+            f"{path}.targetPort", target, "must be a port's name: at most 15 of a-z, 0-9 and '-'"
+        )
