@@ -179,7 +179,7 @@ def test_requests_that_make_no_sense_get_a_status_and_the_daemon_goes_on(start: 
         (pods, pod("x", priority="high"), 400, "BadRequest"),
         (pods, b" " * (4 << 20) + pod("x"), 413, "RequestEntityTooLarge"),
         (deployments, pod("x"), 400, "BadRequest"),
-        ("/apis/apps/v1/namespaces/default/statefulsets", b"{}", 404, "NotFound"),
+        ("/apis/apps/v1/namespaces/default/daemonsets", b"{}", 404, "NotFound"),
         ("/apis/example.com/v1/namespaces/default/widgets", b"{}", 404, "NotFound"),
     ]
     for path, body, code, reason in cases:

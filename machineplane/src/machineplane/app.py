@@ -133,41 +133,60 @@ class Machine:
         self.holdings = Holdings()
         self.events = Events(self.table, wall_ms, config.node_name)
         self.follower = Follower(node, self.table, self.view)
-        self.keeper = PodKeeper(
-            runtime=_PodRuntime(runtime),
+        self.keeper = self._make_keeper()
+        self.market = self._make_market()
+        self.disposals = self._make_disposals()
+        self.tombstones = Tombstones(node, self.disposals.remembered, self.disposals.learn)
+        self.guardian = self._make_guardian()
+        self.remote = Remote(node, hold=self.guardian.hold, stop=self.keeper.stop, open_log=self._open_log)
+        runtime.join_peers(ImagePeers(node, Handout(runtime.images), random.SystemRandom()))
+        access = PodAccess(runtime)
+        self.sessions = Sessions(node, {EXEC: access.execute, ATTACH: access.attach}, access.connect)
+        self.backend = self._make_backend()
+
+    # -- rooms, each given what it needs of the others
+
+    def _make_keeper(self) -> PodKeeper:
+        return PodKeeper(
+            runtime=_PodRuntime(self.runtime),
             table=self.table,
             events=self.events,
-            own=own,
-            node_name=config.node_name,
+            own=self.node.id,
+            node_name=self.config.node_name,
             address=self.addresses[0],
             wall=wall_ms,
-            nursery=nursery,
+            nursery=self.nursery,
             rng=random.SystemRandom(),
         )
-        self.market = Market(
-            node=node,
-            identity=credentials.identity,
-            sealing_key=credentials.sealing_key,
+
+    def _make_market(self) -> Market:
+        return Market(
+            node=self.node,
+            identity=self.credentials.identity,
+            sealing_key=self.credentials.sealing_key,
             bidder=bidder.Bidder(self.facts),
             replay=ReplayFilter(wall_ms()),
             wall=wall_ms,
             deploy=self._deploy,
             disposed=lambda disposal: self.disposals.obey(disposal),
-            nursery=nursery,
+            nursery=self.nursery,
         )
-        self.disposals = Disposals(
-            identity=credentials.identity,
+
+    def _make_disposals(self) -> Disposals:
+        return Disposals(
+            identity=self.credentials.identity,
             wall=wall_ms,
             holdings=self.holdings,
             table=self.table,
             view=self.view,
             stop=self.keeper.stop_workload,
             publish=self.market.dispose,
-            roles=node.roles,
-            member=lambda: node.member_to_show,
+            roles=self.node.roles,
+            member=lambda: self.node.member_to_show,
         )
-        self.tombstones = Tombstones(node, self.disposals.remembered, self.disposals.learn)
-        self.guardian = Guardian(
+
+    def _make_guardian(self) -> Guardian:
+        return Guardian(
             view=self.view,
             table=self.table,
             holdings=self.holdings,
@@ -177,14 +196,12 @@ class Machine:
             tender=self._tender,
             retire=lambda peer, pod: self.remote.retire(peer, pod),
             dispose=self.disposals.dispose,
-            roles=node.roles,
+            roles=self.node.roles,
         )
-        self.remote = Remote(node, hold=self.guardian.hold, stop=self.keeper.stop, open_log=self._open_log)
-        runtime.join_peers(ImagePeers(node, Handout(runtime.images), random.SystemRandom()))
-        access = PodAccess(runtime)
-        self.sessions = Sessions(node, {EXEC: access.execute, ATTACH: access.attach}, access.connect)
-        self.backend = FabricBackend(
-            identity=credentials.identity,
+
+    def _make_backend(self) -> FabricBackend:
+        return FabricBackend(
+            identity=self.credentials.identity,
             wall=wall_ms,
             view=self.view,
             follower=self.follower,
