@@ -414,6 +414,8 @@ def calls() -> list[dict[str, str]]:
     of the hash table's calls."""
     request = {"method": "/magik/bid/1.0.0", "deadline_ms": 1, "body": None}
     response = {"ok": True, "error": None, "body": None}
+    beat = {"kind": "heartbeat", "term": 3, "generation": 2, "round": 1}
+    told = {"kind": "rejoin-reply", "incarnation": 1, "term": 2, "generation": 0, "since": 0}
     rows: list[tuple[str, str, Any]] = [
         ("request", "good", request), ("request", "with a field of a later version", {**request, "x": 1}),
         ("request", "no deadline", {**request, "deadline_ms": 0}),
@@ -440,7 +442,14 @@ def calls() -> list[dict[str, str]]:
         ("delivery", "an award without its box", {"award": b"\0"}), ("delivery", "no map", b"\0"),
         ("leadership", "good", {"kind": "heartbeat-reply", "term": 1, "generation": 2, "round": None, "later": 1}),
         ("leadership", "an unknown kind", {"kind": "veto"}),
-        ("leadership", "no term", {"kind": "vote", "generation": 2}),
+        ("leadership", "no term", {"kind": "vote", "generation": 2, "since": 1, "settled": True}),
+        ("leadership", "a vote asked for without its configuration", {"kind": "vote", "term": 3, "generation": 2}),
+        ("leadership", "a change of the voters", {**beat, "voters": [5, 3]}),
+        ("leadership", "a leader that knows no voters", {**beat, "voters": []}),
+        ("leadership", "a lock of no voters", {**beat, "voters": [0]}),
+        ("leadership", "three numbers of voters", {**beat, "voters": [7, 5, 3]}),
+        ("leadership", "a learner's answer", {**told, "voters": []}),
+        ("leadership", "an answer without a configuration", {"kind": "rejoin-reply", "incarnation": 1, "term": 2}),
     ]  # fmt: skip
     readers = {
         "request": Request.from_value,

@@ -10,8 +10,11 @@ is one leader in a term: term and vote are stored before the vote is sent, and a
 votes again only when a majority of the others has stored its new incarnation and told it their terms; votes
 that its earlier self sent are void for everybody who has heard of that.
 
-While the number of voters changes, majorities of the old and the new number are needed, until a majority of
-both has stored the new generation. Voters vote only for candidates of their own generation.
+Who votes is a configuration: the generation, its number of voters and, while that changes, the number before. Only a
+leader changes it, from one that is settled; then it needs majorities of the old and the new number until both have
+stored it, and its rounds tell it to all others. Each new leader stamps its configuration with its term. Votes go only
+to candidates whose configuration is as new as the voter's: first by that term, so that what an earlier leader stored
+without a majority gives way to what a later one did with one; then by generation.
 """
 
 from __future__ import annotations
@@ -75,6 +78,7 @@ __all__ = [
     "Stored",
     "Token",
     "VoteReply",
+    "new_learner",
     "new_voter",
     "quorum",
 ]
@@ -90,9 +94,19 @@ class _Round:
 
 
 def new_voter(generation: int, voters: int) -> Stored:
-    """What a replica stores that has never run before. Only for one that certainly has not: one that has lost
-    its storage passes None to `Leadership`."""
+    """What a replica stores that has never run before and is of the workload's *first* generation, which is the one to
+    give here, whatever the newest is. Only for one that certainly has not run: one that has lost its storage passes
+    None to `Leadership`."""
     return Stored(generation, (voters,))
+
+
+def new_learner() -> Stored:
+    """The same for an ordinal that a later generation has added: a leader will tell it who votes."""
+    return Stored(0, ())
+
+
+def _age(reply: RejoinReply) -> tuple[int, int, bool]:
+    return Stored(reply.generation, reply.voters, since=reply.since).age
 
 
 def _incarnation(after: int, rng: RandomSource) -> int:
@@ -101,8 +115,8 @@ def _incarnation(after: int, rng: RandomSource) -> int:
 
 
 class Leadership:
-    """The replica `ordinal` of `voters` at manifest `generation`; `stored` is what the last `Persist` said, or
-    None where that is lost. Times are monotonic seconds of a clock that counts suspension.
+    """The replica `ordinal`, where the newest manifest known has `generation` and `voters`; `stored` is what the last
+    `Persist` said, or None where that is lost. Times are monotonic seconds of a clock that counts suspension.
 
     `receive` raises `RemoteProtocolError` (``leadership.not-a-replica``) for a message of an ordinal that is
     none, `LocalProtocolError` for an event that the state does not allow; both change nothing.
@@ -123,12 +137,13 @@ class Leadership:
         self._rng = rng
         self._config = config or LeadershipConfig()
         self._lost = stored is None
-        lost = attrs.evolve(new_voter(generation, voters), incarnation=_incarnation(0, rng))
+        self._wish = NewGeneration(generation, voters)  # the newest manifest
+        lost = attrs.evolve(new_learner(), incarnation=_incarnation(0, rng))
         self._stored = stored if stored is not None else lost
         self._role = Role.IDLE
         self._leader: int | None = None
-        self._stood = 0  # the generation for which the votes were asked
         self._granted: dict[int, int] = {}  # who is for us, with its incarnation
+        self._told: dict[int, RejoinReply] = {}  # by whom, while recovering
         self._known: dict[int, int] = {}  # the incarnations that voters have told us of
         self._rounds: dict[int, _Round] = {}
         self._round = 0
@@ -170,7 +185,7 @@ class Leadership:
             case Start():
                 return self._start(now)
             case NewGeneration(generation, voters):
-                return self._new_generation(generation, voters, now)
+                return self._new_generation(generation, voters)
             case MessageReceived(source, message):
                 self._check_source(source)
                 return self._expire(now) + self._on_message(source, message, now)
@@ -201,26 +216,22 @@ class Leadership:
 
     def _rejoin(self, now: float) -> list[LeadershipOutput]:
         self._deadline = now + self._config.election_s
-        return self._to_all(Rejoin(self._stored.incarnation))
+        counts = [self._wish.voters, *(count for reply in self._told.values() for count in reply.voters)]
+        return self._to_all(Rejoin(self._stored.incarnation), max(counts))
 
-    def _new_generation(self, generation: int, voters: int, now: float) -> list[LeadershipOutput]:
-        if generation <= self._stored.generation or not 1 <= voters <= MAX_VOTERS:
-            raise LocalProtocolError(f"generation {generation} with {voters} voters after {self._stored}")
-        if self._role is Role.RECOVERING and self._stored.voters == (1,):
-            self._become(
-                Role.FOLLOWER
-            )  # nobody else knew the terms, and a higher generation outranks them all
-            self._wait(now)
-        counts = tuple(dict.fromkeys((voters, *self._stored.voters)))
-        return [self._persist(generation=generation, voters=counts)]
+    def _new_generation(self, generation: int, voters: int) -> list[LeadershipOutput]:
+        if not 1 <= voters <= MAX_VOTERS:
+            raise LocalProtocolError(f"generation {generation} with {voters} voters, at most {MAX_VOTERS}")
+        if generation > self._wish.generation:
+            self._wish = NewGeneration(generation, voters)
+        return self._change()
 
     # -- messages ----------------------------------------------------------------------------------
 
     def _check_source(self, source: int) -> None:
-        if not 0 <= source < max(self._stored.voters) or source == self._own:
-            raise RemoteProtocolError(
-                "leadership.not-a-replica", f"ordinal {source} of {self._stored.voters}"
-            )
+        # Any ordinal there can be: others may know of a configuration that has more of them.
+        if not 0 <= source < MAX_VOTERS or source == self._own:
+            raise RemoteProtocolError("leadership.not-a-replica", f"ordinal {source} to {self._own}")
 
     def _on_message(self, source: int, message: Message, now: float) -> list[LeadershipOutput]:
         match message:
@@ -243,7 +254,8 @@ class Leadership:
                 return self._on_answer(source, message, now)
 
     def _would_vote(self, message: PreVote | RequestVote, now: float) -> bool:
-        return now >= self._promised and message.generation == self._stored.generation
+        asks = (message.since, message.generation, message.settled)
+        return now >= self._promised and asks >= self._stored.age
 
     def _on_request(self, source: int, message: RequestVote, now: float) -> list[LeadershipOutput]:
         stored = self._stored
@@ -265,18 +277,19 @@ class Leadership:
         changes: dict[str, object] = {}
         if message.term > self._stored.term:
             changes |= {"term": message.term, "vote": None}
-        if message.settled and message.generation == self._stored.generation:
-            changes |= {"voters": self._stored.voters[:1]}
-        reply = Send(source, HeartbeatReply(message.term, self._stored.generation, message.round))
-        if all(getattr(self._stored, name) == value for name, value in changes.items()):
-            return [*outputs, reply]
-        return [*outputs, self._persist(reply, **changes)]
+        told = Stored(message.generation, message.voters, since=message.term)
+        if told.age > self._stored.age:
+            changes |= {"generation": told.generation, "voters": told.voters, "since": told.since}
+        generation = max(told, self._stored, key=lambda stored: stored.age).generation
+        reply = Send(source, HeartbeatReply(message.term, generation, message.round))
+        return [*outputs, self._persist(reply, **changes) if changes else reply]
 
     def _on_rejoin(self, source: int, incarnation: int) -> list[LeadershipOutput]:
         if self._role is Role.RECOVERING:
             return []
         known = max(incarnation, self._stored.incarnations.get(source, 0))
-        reply = Send(source, RejoinReply(known, self._stored.term))
+        stored = self._stored
+        reply = Send(source, RejoinReply(known, stored.term, stored.generation, stored.voters, stored.since))
         if self._stored.incarnations.get(source) == known:
             return [reply]
         return [self._persist(reply, incarnations={**self._stored.incarnations, source: known})]
@@ -287,36 +300,47 @@ class Leadership:
         if message.incarnation > self._stored.incarnation:  # of a life between that one and this
             newer = _incarnation(message.incarnation, self._rng)
             self._stored = attrs.evolve(self._stored, incarnation=newer)
-            self._granted = {}
+            self._told = {}
             return self._rejoin(now)
-        self._granted[source] = message.term
-        voters = self._stored.voters[0]
-        if sum(voter < voters for voter in self._granted) < min(quorum(voters), voters - 1):
+        self._told[source] = message
+        newest = max(self._told.values(), key=_age)
+        if not newest.voters or not all(self._vouched(count) for count in newest.voters):
             return []
-        term = max(self._granted.values())
+        term = max(reply.term for reply in self._told.values())
+        self._told = {}
         self._become(Role.FOLLOWER)
         self._wait(now)
-        return [self._persist(term=term, vote=self._own)]  # votes for nobody in a term that was known before
+        learnt = {"generation": newest.generation, "voters": newest.voters, "since": newest.since}
+        # It votes for nobody in a term that was known before.
+        return [self._persist(term=term, vote=self._own, **learnt)]
+
+    def _vouched(self, count: int) -> bool:
+        """Whether enough others of so many voters have told what they know: whatever a majority with this replica in it
+        had stored, one of them has. Of a lone voter nobody knows."""
+        others = count - (self._own < count)
+        return others > 0 and sum(voter < count for voter in self._told) >= min(quorum(count), others)
 
     # -- elections ---------------------------------------------------------------------------------
 
     def _ask(self, now: float) -> list[LeadershipOutput]:
         """Nobody leads: ask whether an election would help."""
         self._wait(now)
-        if self._own >= self._stored.voters[0] or now < self._promised:
+        if self._own >= max(self._stored.voters, default=0) or now < self._promised:
             return []
         outputs = self._know(None)
         self._become(Role.PRE_CANDIDATE)
-        outputs += self._to_all(PreVote(self._stored.term + 1, self._stored.generation))
+        outputs += self._to_all(PreVote(self._stored.term + 1, *self._asking()))
         return [*outputs, *self._counted(now)]
 
     def _stand(self, now: float) -> list[LeadershipOutput]:
         self._become(Role.CANDIDATE)
         self._wait(now)
-        request = RequestVote(self._stored.term + 1, self._stored.generation)
-        self._stood = request.generation
+        request = RequestVote(self._stored.term + 1, *self._asking())
         stored = self._persist(*self._to_all(request), term=request.term, vote=self._own)
         return [stored, *self._counted(now)]
+
+    def _asking(self) -> tuple[int, int, bool]:
+        return self._stored.generation, self._stored.since, self._stored.settled
 
     def _on_reply(self, source: int, reply: PreVoteReply | VoteReply, now: float) -> list[LeadershipOutput]:
         if isinstance(reply, PreVoteReply):
@@ -353,10 +377,19 @@ class Leadership:
 
     def _lead(self, now: float) -> list[LeadershipOutput]:
         self._become(Role.LEADER)
-        # Not a generation that was learnt since: nobody but us may have stored that one.
-        self._token = Token(self._stood, self._stored.term)
+        stored = self._stored
+        # A generation that is not settled may give way to a lower one: no token yet, and so no lease.
+        self._token = Token(stored.generation, stored.term) if stored.settled else None
         self._proven = now + self._config.lease_s
-        return [*self._know(self._own), *self._heartbeat(now)]
+        return [*self._know(self._own), self._persist(since=stored.term), *self._heartbeat(now)]
+
+    def _change(self) -> list[LeadershipOutput]:
+        """Begin with the newest manifest, once a majority has stored what there is."""
+        stored, wish = self._stored, self._wish
+        ready = self._role is Role.LEADER and self._lease is not None and stored.settled
+        if not ready or wish.generation <= stored.generation:
+            return []
+        return [self._persist(generation=wish.generation, voters=(wish.voters, *stored.voters))]
 
     def _heartbeat(self, now: float) -> list[LeadershipOutput]:
         self._round += 1
@@ -366,7 +399,7 @@ class Leadership:
         self._deadline = now + self._config.heartbeat_s
         self._promised = max(self._promised, now + self._config.promise_s)
         stored = self._stored
-        beat = Heartbeat(stored.term, stored.generation, self._round, len(stored.voters) == 1)
+        beat = Heartbeat(stored.term, stored.generation, self._round, stored.voters)
         return [*self._to_all(beat), *self._renew(self._rounds[self._round])]
 
     def _on_answer(self, source: int, answer: HeartbeatReply, now: float) -> list[LeadershipOutput]:
@@ -387,7 +420,7 @@ class Leadership:
         if self._token is None or (self._lease is not None and end <= self._lease and not outputs):
             return outputs
         self._lease = self._proven = max(end, self._lease or end)
-        return [*outputs, LeaseHeld(self._token, self._lease)]
+        return [*outputs, LeaseHeld(self._token, self._lease), *self._change()]
 
     def _settle(self, round: _Round) -> list[LeadershipOutput]:
         """A majority of the old and of the new voters has stored our generation: now it is the token's."""
@@ -395,10 +428,9 @@ class Leadership:
         known = [voter for voter, generation in round.answers.items() if generation >= newest]
         if round.generation != newest or not self._majority(known):
             return []
-        token = Token(newest, self._stored.term)
-        if token == self._token and len(self._stored.voters) == 1:
+        if self._stored.settled:
             return []
-        self._token = token
+        self._token = Token(newest, self._stored.term)
         return [self._persist(voters=self._stored.voters[:1])]
 
     def _expire(self, now: float) -> list[LeadershipOutput]:
@@ -443,6 +475,6 @@ class Leadership:
         counts = self._stored.voters
         return all(sum(r < count for r in set(replicas)) >= quorum(count) for count in counts)
 
-    def _to_all(self, message: Message) -> list[LeadershipOutput]:
-        others = range(max(self._stored.voters))
+    def _to_all(self, message: Message, count: int | None = None) -> list[LeadershipOutput]:
+        others = range(max(self._stored.voters, default=0) if count is None else count)
         return [Send(other, message) for other in others if other != self._own]

@@ -55,17 +55,29 @@ def quorum(voters: int) -> int:
 
 @attrs.frozen
 class Stored:
-    """What must be on stable storage. `voters` counts the ordinals that vote; while a change of their number
-    is under way there are several counts, and a majority of each is needed. `incarnation` is 0 until a
-    replica loses its storage, then later in each life; `incarnations` are those that others have shown.
+    """What must be on stable storage. The first three are the configuration. `voters` counts the ordinals that vote: one
+    count is settled; two, the new one first, are a change under way, and a majority of each is needed; a learner knows
+    none. `since` is the term of the leader that last vouched for it. `incarnation` is 0 until a replica loses its
+    storage, then later in each life; `incarnations` are those that others have shown.
     """
 
     generation: int
     voters: tuple[int, ...]
+    since: int = 0
     incarnation: int = 0
     term: int = 0
     vote: int | None = None
     incarnations: Mapping[int, int] = field(factory=dict, hash=False)
+
+    @property
+    def settled(self) -> bool:
+        """No change of the voters is under way."""
+        return len(self.voters) == 1
+
+    @property
+    def age(self) -> tuple[int, int, bool]:
+        """Of two configurations the one with the greater is the newer."""
+        return self.since, self.generation, self.settled
 
 
 @attrs.frozen(order=True)
@@ -81,10 +93,12 @@ class Token:
 
 @attrs.frozen
 class PreVote:
-    """Would you vote for me in `term`? Binds nobody."""
+    """Would you vote for me in `term`? Binds nobody. The rest tells how new my configuration is."""
 
     term: int
     generation: int
+    since: int
+    settled: bool
 
 
 @attrs.frozen
@@ -99,6 +113,8 @@ class PreVoteReply:
 class RequestVote:
     term: int
     generation: int
+    since: int
+    settled: bool
 
 
 @attrs.frozen
@@ -113,18 +129,17 @@ class VoteReply:
 
 @attrs.frozen
 class Heartbeat:
-    """I lead `term`; `round` comes back with the answer. `settled`: only the newest number of voters
-    counts."""
+    """I lead `term`, with this configuration; `round` comes back with the answer."""
 
     term: int
     generation: int
     round: int
-    settled: bool
+    voters: tuple[int, ...]
 
 
 @attrs.frozen
 class HeartbeatReply:
-    """`round` is None when the heartbeat was of an earlier term and promises nothing."""
+    """The generation that is stored now. `round` is None when the heartbeat was of an earlier term and promises nothing."""
 
     term: int
     generation: int
@@ -140,10 +155,13 @@ class Rejoin:
 
 @attrs.frozen
 class RejoinReply:
-    """This incarnation of yours, or a later one that I knew, is on my stable storage; `term` is mine."""
+    """This incarnation of yours, or a later one that I knew, is on my stable storage; the rest is mine."""
 
     incarnation: int
     term: int
+    generation: int
+    voters: tuple[int, ...]
+    since: int
 
 
 Message = PreVote | PreVoteReply | RequestVote | VoteReply | Heartbeat | HeartbeatReply | Rejoin | RejoinReply
@@ -164,7 +182,8 @@ class MessageReceived:
 
 @attrs.frozen
 class NewGeneration:
-    """The workload's author has signed a manifest of a higher generation, with so many replicas."""
+    """The workload's author has signed a manifest of a higher generation, with so many replicas. A wish: the next
+    leader that can begins with it."""
 
     generation: int
     voters: int

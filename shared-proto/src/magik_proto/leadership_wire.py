@@ -60,7 +60,7 @@ def from_value(value: Any) -> Message:
     cls = KINDS.get(kind) if isinstance(kind, str) else None
     if cls is None:
         raise _malformed("of no known kind")
-    readers = _FIELDS if cls is not HeartbeatReply else {**_FIELDS, "round": _round}
+    readers = {**_FIELDS, **_OTHERWISE.get(cls, {})}
     return cls(**{name: readers[name](value.get(name)) for name in attrs.fields_dict(cls)})
 
 
@@ -78,6 +78,7 @@ def stored_from_bytes(data: bytes) -> Stored:
     return Stored(
         generation=_generation(value.get("generation")),
         voters=_voters(value.get("voters")),
+        since=_u64(value.get("since")),
         incarnation=_u64(value.get("incarnation")),
         term=_u64(value.get("term")),
         vote=None if value.get("vote") is None else _ordinal(value["vote"]),
@@ -122,9 +123,16 @@ def _round(value: Any) -> int | None:
 
 
 def _voters(value: Any) -> tuple[int, ...]:
-    if not isinstance(value, list) or not 0 < len(value) <= MAX_VOTERS:
-        raise _malformed("voters are a list of numbers")
+    """One number, or two while it changes, or none where it is not known."""
+    if not isinstance(value, list) or len(value) > 2 or 0 in value:
+        raise _malformed("voters are at most two numbers, none of them 0")
     return tuple(int(_count(item)) for item in value)
+
+
+def _leaders_voters(value: Any) -> tuple[int, ...]:
+    if not (voters := _voters(value)):
+        raise _malformed("a leader knows who votes")
+    return voters
 
 
 def _incarnations(value: Any) -> dict[int, int]:
@@ -147,4 +155,10 @@ _FIELDS: Final[Mapping[str, Read]] = {
     "incarnations": _incarnations,
     "round": _u64,
     "settled": _flag,
+    "since": _u64,
+    "voters": _voters,
+}
+_OTHERWISE: Final[Mapping[type[Message], Mapping[str, Read]]] = {
+    HeartbeatReply: {"round": _round},
+    Heartbeat: {"voters": _leaders_voters},
 }

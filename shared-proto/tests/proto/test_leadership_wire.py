@@ -15,21 +15,36 @@ from magik_proto.leadership_wire import KINDS, from_value, stored_from_bytes, st
 
 u64 = st.integers(0, 2**64 - 1)
 generations = st.integers(0, 2**63 - 1)
+counts = st.integers(1, 99)
 incarnations = st.dictionaries(st.integers(0, 98), u64, max_size=99)
 MESSAGES = st.one_of(
-    st.builds(lead.PreVote, term=u64, generation=generations),
+    st.builds(lead.PreVote, term=u64, generation=generations, since=u64, settled=st.booleans()),
     st.builds(lead.PreVoteReply, term=u64, granted=st.booleans()),
-    st.builds(lead.RequestVote, term=u64, generation=generations),
+    st.builds(lead.RequestVote, term=u64, generation=generations, since=u64, settled=st.booleans()),
     st.builds(lead.VoteReply, term=u64, granted=st.booleans(), incarnation=u64, incarnations=incarnations),
-    st.builds(lead.Heartbeat, term=u64, generation=generations, round=u64, settled=st.booleans()),
+    st.builds(
+        lead.Heartbeat,
+        term=u64,
+        generation=generations,
+        round=u64,
+        voters=st.lists(counts, min_size=1, max_size=2).map(tuple),
+    ),
     st.builds(lead.HeartbeatReply, term=u64, generation=generations, round=st.none() | u64),
     st.builds(lead.Rejoin, incarnation=u64),
-    st.builds(lead.RejoinReply, incarnation=u64, term=u64),
+    st.builds(
+        lead.RejoinReply,
+        incarnation=u64,
+        term=u64,
+        generation=generations,
+        voters=st.lists(counts, max_size=2).map(tuple),
+        since=u64,
+    ),
 )
 STORED = st.builds(
     lead.Stored,
     generation=generations,
-    voters=st.lists(st.integers(1, 99), min_size=1, max_size=3).map(tuple),
+    voters=st.lists(counts, max_size=2).map(tuple),
+    since=u64,
     incarnation=u64,
     term=u64,
     vote=st.none() | st.integers(0, 98),
@@ -51,6 +66,7 @@ def test_every_message_has_a_kind() -> None:
     assert set(KINDS.values()) == set(lead.Message.__args__)
 
 
+BEAT = to_value(lead.Heartbeat(1, 1, 1, (3,)))
 GOOD = to_value(lead.VoteReply(term=1, granted=True, incarnation=2, incarnations={0: 1, 3: 4}))
 
 
@@ -67,7 +83,13 @@ GOOD = to_value(lead.VoteReply(term=1, granted=True, incarnation=2, incarnations
         {**GOOD, "term": True},
         {**GOOD, "granted": 1},
         {name: value for name, value in GOOD.items() if name != "incarnation"},
-        {**to_value(lead.Heartbeat(1, 1, 1, True)), "round": None},
+        {**BEAT, "round": None},
+        {**BEAT, "voters": []},
+        {**BEAT, "voters": [0]},
+        {**BEAT, "voters": [100]},
+        {**BEAT, "voters": [5, 4, 3]},
+        {**BEAT, "voters": 3},
+        {**to_value(lead.PreVote(1, 1, 0, True)), "settled": None},
         {**GOOD, "incarnations": {0: 1}},
         {**GOOD, "incarnations": [[0]]},
         {**GOOD, "incarnations": [[99, 1]]},

@@ -137,7 +137,7 @@ class Election:
         self._put(lead.MessageReceived(source, message))
 
     def changed(self, generation: int, voters: int) -> None:
-        """The workload's author signed a manifest of a later generation."""
+        """The workload's author signed a manifest of a later generation: whoever leads brings it about."""
         self._put(lead.NewGeneration(generation, voters))
 
     def _put(self, event: lead.LeadershipEvent) -> None:
@@ -146,21 +146,18 @@ class Election:
         except trio.WouldBlock:
             self.lost_messages += 1
 
-    async def run(self, generation: int, voters: int, *, fresh: bool = False) -> None:
-        """Take part until cancelled, as a replica of this manifest generation.
+    async def run(self, generation: int, voters: int, *, fresh: lead.Stored | None = None) -> None:
+        """Take part until cancelled; ``generation`` and ``voters`` are of the newest manifest known.
 
-        ``fresh``: this ordinal has certainly never run before, so that empty storage is no loss. Raises OSError when the
-        storage fails: a replica that cannot remember must not go on.
+        ``fresh``: what to begin with on empty storage, only where this ordinal has certainly never run before, so that
+        empty is no loss: `lead.new_voter` of the workload's first generation for an ordinal of that, `lead.new_learner`
+        for one that was added later. Raises OSError when the storage fails: a replica that cannot remember must not go on.
         """
-        stored = await self._storage.read()
-        if stored is None and fresh:
-            stored = lead.new_voter(generation, voters)
+        stored = await self._storage.read() or fresh
         self._machine = lead.Leadership(self._ordinal, generation, voters, stored, self._rng, self._config)
         try:
             async with trio.open_nursery() as nursery:
                 await self._carry_out(self._machine.receive(lead.Start(), self._clock()), nursery)
-                if stored is not None and stored.generation < generation:
-                    await self._take(self._machine, lead.NewGeneration(generation, voters), nursery)
                 while True:
                     await self._turn(self._machine, nursery)
         finally:
@@ -178,8 +175,6 @@ class Election:
     async def _take(
         self, machine: lead.Leadership, event: lead.LeadershipEvent, nursery: trio.Nursery
     ) -> None:
-        if isinstance(event, lead.NewGeneration) and event.generation <= machine.stored.generation:
-            return
         try:
             outputs = machine.receive(event, self._clock())
         except RemoteProtocolError as error:

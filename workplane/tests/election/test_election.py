@@ -37,7 +37,7 @@ class Group:
     """Replicas that reach each other unless they are ``away``."""
 
     def __init__(self, size: int) -> None:
-        self.size = size
+        self.size = self.founders = size
         self.disks = [Disk() for _ in range(size)]
         self.replicas: dict[int, Election] = {}
         self.away: set[int] = set()
@@ -45,6 +45,9 @@ class Group:
         self._scopes: dict[int, trio.CancelScope] = {}
 
     def start(self, ordinal: int, nursery: trio.Nursery, *, fresh: bool) -> None:
+        founder = ordinal < self.founders
+        begin = lead.new_voter(1, self.founders) if founder else lead.new_learner()
+
         async def transmit(to: int, message: lead.Message) -> None:
             self.disks[ordinal].done.append(f"sent {type(message).__name__}")
             await trio.sleep(0.01)
@@ -64,7 +67,7 @@ class Group:
 
         async def run() -> None:
             with self._scopes[ordinal]:
-                await election.run(1, self.size, fresh=fresh)
+                await election.run(1, self.size, fresh=begin if fresh else None)
 
         nursery.start_soon(run)
 
@@ -185,6 +188,8 @@ async def test_the_number_of_voters_can_change(autojump_clock: MockClock) -> Non
         await trio.sleep(20)
         await one_holder(group)
         assert {disk.stored.voters for disk in group.disks if disk.stored} == {(5,)}
+        tokens = [standing.token for _, standing in group.seen if standing.token]
+        assert [token.generation for token in tokens] == [1, 2], "the same leader, under the next generation"
 
 
 async def test_a_lease_ends_by_the_clock_even_if_nobody_looks() -> None:

@@ -207,7 +207,7 @@ class Schedule:
             self.world.generation += 1
             self.world.voters = min(7, max(1, self.world.voters + below(self.rng, 3) - 1))
             for ordinal in range(len(self.ordinals), self.world.voters):
-                self.world.disks[ordinal] = lead.new_voter(self.world.generation, self.world.voters)
+                self.world.disks[ordinal] = lead.new_learner()
                 self.add(ordinal)
 
     def spread(self) -> None:
@@ -236,7 +236,7 @@ class Schedule:
         return self.network.actor(peer(leading[-1].ordinal)) if leading else None
 
     def stuck(self) -> bool:
-        """A lone voter that lost its disk waits for a new generation: nobody else knows what it promised."""
+        """A lone voter that lost its disk does not come back: nobody else knows what it promised."""
         roles = [actor.machine.role for o in self.ordinals if (actor := self.network.actor(peer(o)))]
         return lead.Role.RECOVERING in roles
 

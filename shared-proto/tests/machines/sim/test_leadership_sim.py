@@ -26,6 +26,17 @@ def test_leases_never_overlap_and_tokens_never_fall(part: int) -> None:
     assert led > SEEDS // 10, "hardly anybody was elected: the schedules test nothing"
 
 
+# Overlaps and falling tokens while replicas took every manifest for settled, each by itself.
+FOUND = (16489, 36577, 54242, 54824, 55070, 79885)
+
+
+@pytest.mark.parametrize("seed", FOUND)
+def test_what_was_wrong_once(seed: int) -> None:
+    schedule = Schedule(seed, voters_of(seed))
+    schedule.run(20, 2)
+    assert (overlaps(schedule.world.leases), double_votes(schedule.world)) == ([], [])
+
+
 def test_the_check_finds_overlaps_where_clocks_are_worse_than_allowed() -> None:
     """Clocks that are off by half, believed to be exact: the bound is what keeps leases apart."""
     config = lead.LeadershipConfig(max_drift=0.0, election_s=0.1)
