@@ -89,7 +89,6 @@ class _Round:
     """A heartbeat to all: when it was sent, and who has answered, with which generation."""
 
     sent: float
-    generation: int
     answers: dict[int, int]
 
 
@@ -393,7 +392,7 @@ class Leadership:
 
     def _heartbeat(self, now: float) -> list[LeadershipOutput]:
         self._round += 1
-        self._rounds[self._round] = _Round(now, self._stored.generation, {self._own: self._stored.generation})
+        self._rounds[self._round] = _Round(now, {self._own: self._stored.generation})
         for old in [r for r, round in self._rounds.items() if round.sent + self._config.lease_s <= now]:
             del self._rounds[old]
         self._deadline = now + self._config.heartbeat_s
@@ -426,9 +425,7 @@ class Leadership:
         """A majority of the old and of the new voters has stored our generation: now it is the token's."""
         newest = self._stored.generation
         known = [voter for voter, generation in round.answers.items() if generation >= newest]
-        if round.generation != newest or not self._majority(known):
-            return []
-        if self._stored.settled:
+        if self._stored.settled or not self._majority(known):
             return []
         self._token = Token(newest, self._stored.term)
         return [self._persist(voters=self._stored.voters[:1])]

@@ -54,6 +54,7 @@ class World:
     disks: dict[int, lead.Stored] = attrs.field(factory=dict)
     leases: list[Lease] = attrs.field(factory=list)
     votes: dict[Vote, dict[int, None]] = attrs.field(factory=dict)  # for whom they were, in order
+    lone: bool = False  # there was a manifest of one replica
 
 
 class Replica:
@@ -143,7 +144,7 @@ class Schedule:
     ) -> None:
         self.rng = SeededRandom(seed * 7919 + voters)
         self.config = config or lead.LeadershipConfig()
-        self.world = World(1, voters)
+        self.world = World(1, voters, lone=voters == 1)
         self.network: Network[Replica] = Network(seed, BAD)
         self.drift = drift
         for ordinal in range(voters):
@@ -206,6 +207,7 @@ class Schedule:
         if below(self.rng, 4) == 0:
             self.world.generation += 1
             self.world.voters = min(7, max(1, self.world.voters + below(self.rng, 3) - 1))
+            self.world.lone |= self.world.voters == 1
             for ordinal in range(len(self.ordinals), self.world.voters):
                 self.world.disks[ordinal] = lead.new_learner()
                 self.add(ordinal)
@@ -237,8 +239,8 @@ class Schedule:
 
     def stuck(self) -> bool:
         """A lone voter that lost its disk does not come back: nobody else knows what it promised."""
-        roles = [actor.machine.role for o in self.ordinals if (actor := self.network.actor(peer(o)))]
-        return lead.Role.RECOVERING in roles
+        first = self.network.actor(peer(0))
+        return self.world.lone and first is not None and first.machine.role is lead.Role.RECOVERING
 
 
 def voters_of(seed: int) -> int:
