@@ -225,8 +225,8 @@ class Schedule:
         """All is well for a while: who leads then?"""
         self.network.heal()
         for ordinal in self.ordinals:
-            replica = self.network.actor(peer(ordinal))
-            if replica is None or replica.dead:
+            # It may die in its first write, too.
+            while (replica := self.network.actor(peer(ordinal))) is None or replica.dead:
                 self.restart(ordinal)
         for ordinal in self.ordinals:
             replica = self.network.actor(peer(ordinal))
