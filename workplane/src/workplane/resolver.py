@@ -6,6 +6,7 @@ datagram is dropped, as the network might have, and asked again by whoever wants
 
 from __future__ import annotations
 
+import errno
 import struct
 from collections.abc import Sequence
 from functools import partial
@@ -26,6 +27,8 @@ MAX_CONNECTIONS: Final = 64
 IDLE_S: Final = 10.0
 """A TCP connection without a question is closed (RFC 7766, 6.2.3: a few seconds)."""
 _MAX_DATAGRAM: Final = 65_535
+_TRIES: Final = 16
+"""Of ports, where any will do; a guess: each is taken as seldom as ports are."""
 
 Address = tuple[str, int]
 
@@ -49,12 +52,11 @@ class Resolver:
         task_status: trio.TaskStatus[Address] = trio.TASK_STATUS_IGNORED,
     ) -> None:
         """Serve until cancelled; the address goes to ``task_status``. Raises OSError if it cannot be had."""
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as datagrams:
-            await datagrams.bind((host, port))
-            address: Address = datagrams.getsockname()
-            async with trio.open_nursery() as nursery:
-                await nursery.start(partial(trio.serve_tcp, self._serve_stream, address[1], host=host))
-                task_status.started(address)
+        datagrams, listener = await open_pair(host, port)
+        with datagrams:
+            async with listener, trio.open_nursery() as nursery:
+                nursery.start_soon(partial(trio.serve_listeners, self._serve_stream, [listener]))
+                task_status.started(datagrams.getsockname())
                 while True:
                     await self._take(datagrams, nursery)
 
@@ -111,6 +113,22 @@ class Resolver:
                 except (OSError, trio.BrokenResourceError):
                     continue
         return failure(question)
+
+
+async def open_pair(host: str, port: int = 0) -> tuple[trio.socket.SocketType, trio.SocketListener]:
+    """One port for UDP and TCP. With 0 any: as one that is free by UDP may be taken by TCP, several are tried."""
+    for left in reversed(range(1 if port else _TRIES)):
+        datagrams = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        try:
+            await datagrams.bind((host, port))
+            (listener,) = await trio.open_tcp_listeners(datagrams.getsockname()[1], host=host)
+        except OSError as error:
+            datagrams.close()
+            if not left or error.errno != errno.EADDRINUSE:
+                raise
+        else:
+            return datagrams, listener
+    raise AssertionError("the last try raises")
 
 
 async def _ask(upstream: Address, message: bytes) -> bytes:

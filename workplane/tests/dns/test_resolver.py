@@ -1,17 +1,19 @@
 """The resolver on a loopback port: asked by UDP and TCP, with resolvers that answer, lie, cut off and are silent."""
 
+import errno
 import struct
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from ipaddress import IPv4Address
 
+import pytest
 import trio
 from dnslib import QTYPE, RCODE, RR, A, DNSRecord
 from trio import socket
 from trio.testing import MockClock
 
 from workplane.names import Found, ServiceName
-from workplane.resolver import Address, Resolver
+from workplane.resolver import Address, Resolver, open_pair
 
 OURS = "web.default.svc.cluster.local"
 
@@ -38,13 +40,11 @@ class Upstream:
         return bytes(reply.pack())
 
     async def run(self, *, task_status: trio.TaskStatus[Address]) -> None:
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-            await sock.bind(("127.0.0.1", 0))
-            address = sock.getsockname()
+        sock, listener = await open_pair("127.0.0.1")
+        with sock:
             async with trio.open_nursery() as nursery:
-                listeners = await trio.open_tcp_listeners(address[1], host="127.0.0.1")
-                nursery.start_soon(trio.serve_listeners, self._stream, listeners)
-                task_status.started(address)
+                nursery.start_soon(trio.serve_listeners, self._stream, [listener])
+                task_status.started(sock.getsockname())
                 while True:
                     message, peer = await sock.recvfrom(4096)
                     if not self.silent:
@@ -130,3 +130,23 @@ async def test_nonsense_and_half_questions_do_no_harm(autojump_clock: MockClock)
             await stream.send_all(b"\0")
             assert await stream.receive_some(10) == b""  # after a while
         assert addresses(await ask(address, OURS)) == ["127.64.0.7"]
+
+
+async def test_a_port_taken_by_tcp_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is free by UDP is not by TCP, once; but a port that was asked for is that one or none."""
+    opened: list[int] = []
+    really = trio.open_tcp_listeners
+
+    async def taken_at_first(port: int, *, host: str) -> list[trio.SocketListener]:
+        opened.append(port)
+        if len(opened) == 1:
+            raise OSError(errno.EADDRINUSE, "taken")
+        return await really(port, host=host)
+
+    monkeypatch.setattr(trio, "open_tcp_listeners", taken_at_first)
+    datagrams, listener = await open_pair("127.0.0.1")
+    with datagrams:
+        async with listener:
+            assert datagrams.getsockname()[1] == listener.socket.getsockname()[1] == opened[1]
+            with pytest.raises(OSError, match="in use"):
+                await open_pair("127.0.0.1", opened[1])
