@@ -82,6 +82,18 @@ async def test_a_module_that_never_ends_is_stopped_in_time(
         await runtime.stop_pod(uid, 10)
 
 
+async def test_a_module_is_no_container(bench: Any, pod: Any) -> None:
+    async with bench.open() as runtime:
+        made = module_pod(pod, runtime, FOREVER)
+        state = await runtime.run_pod(made, engine="crun")
+        async with runtime.changes() as changes:
+            while not state.containers or state.containers[0].reason != "CreateContainerConfigError":
+                change = await anext(aiter(changes))
+                state = change if isinstance(change, PodStatus) else state
+        assert "annotate the workload magik.io/runtime: wasm" in state.containers[0].message
+        await runtime.stop_pod(made["metadata"]["uid"], 0)
+
+
 async def run_to_end(runtime: Any, made: dict[str, Any]) -> PodStatus:
     async with runtime.changes() as changes:
         await runtime.run_pod(made, engine="wasm")

@@ -49,6 +49,10 @@ def test_what_names_nothing_still_counts() -> None:
 def test_the_annotation_picks_the_runtime() -> None:
     assert requirements_of({}, {}, "krun").runtime == "krun"
     assert requirements_of({}, {RUNTIME_ANNOTATION: "wasm"}, "krun").runtime == "wasm"
+    for name, value in (("run.oci.handler", "wasm"), ("module.wasm.image/variant", "compat-smart")):
+        assert requirements_of({}, {name: value}, "krun").runtime == "wasm"
+        assert requirements_of({}, {name: value, RUNTIME_ANNOTATION: "crun"}, "krun").runtime == "crun"
+        assert requirements_of({}, {name: "other"}, "krun").runtime == "krun"
     with pytest.raises(RequirementsError, match=r"magik.io/runtime: 'docker'"):
         requirements_of({}, {RUNTIME_ANNOTATION: "docker"}, "krun")
 

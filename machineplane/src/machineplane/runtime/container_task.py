@@ -16,11 +16,13 @@ from machineplane.runtime.errors import MALFORMED, HelperError, HelperLost, PodS
 from machineplane.runtime.hooks import hook_of, run_hook
 from machineplane.runtime.image_task import ImageTask
 from machineplane.runtime.images import Image
+from machineplane.runtime.images.documents import WASM_ARCHITECTURE
 from machineplane.runtime.lastwords import last_words
 from machineplane.runtime.live import LivePod
 from machineplane.runtime.policy import next_backoff, should_restart
 from machineplane.runtime.shim_link import Exit
 from machineplane.runtime.status import ContainerStatus, Termination
+from machineplane.runtime.wasm.config import WASM
 
 START_ERROR_EXIT = 128
 """The exit code that Kubernetes gives to a container that could not be started."""
@@ -198,6 +200,10 @@ class ContainerTask:
             await self._write_volumes()
             context = self._context(container_id, image, layers, cgroup)
             engine = self._live.services.engines[self._book.status.engine]
+            if image.architecture == WASM_ARCHITECTURE and engine.name != WASM:
+                raise PodSpecError(
+                    f"{image.ref} is a WebAssembly module; annotate the workload magik.io/runtime: wasm"
+                )
             made = engine.adapt(container_bundle(self._spec, context), self._spec, context.private)
         except MissingReference as error:
             raise CannotStart("CreateContainerConfigError", str(error), retry=REFERENCE_RETRY_S) from error

@@ -10,6 +10,11 @@ from magik_proto.messages import Expression, Requirements, SelectorTerm, Tolerat
 
 RUNTIME_ANNOTATION = "magik.io/runtime"
 RUNTIMES = ("crun", "krun", "wasm")
+# How other runtimes (crun, containerd's shims) are told that an image is a WebAssembly module.
+WASM_ANNOTATIONS = {
+    "run.oci.handler": ("wasm",),
+    "module.wasm.image/variant": ("compat", "compat-smart"),
+}
 # What a container that names no request is taken to need, so that "best effort" pods still spread and still count.
 DEFAULT_CPU_MILLIS = 10
 DEFAULT_MEMORY_BYTES = 16 * 1024 * 1024
@@ -46,7 +51,9 @@ def priority_of(spec: PodSpec) -> int:
 def _requirements(
     spec: PodSpec, annotations: Mapping[str, str], default_runtime: str, avoid: Iterable[PeerId]
 ) -> Requirements:
-    runtime = annotations.get(RUNTIME_ANNOTATION, default_runtime)
+    runtime = (
+        annotations.get(RUNTIME_ANNOTATION) or (_asks_for_wasm(annotations) and "wasm") or default_runtime
+    )
     if runtime not in RUNTIMES:
         raise RequirementsError(
             f"annotation {RUNTIME_ANNOTATION}: {runtime!r} is none of {', '.join(RUNTIMES)}"
@@ -63,6 +70,10 @@ def _requirements(
         tolerations=tuple(_toleration(t) for t in _objects(spec, "tolerations")),
         avoid=tuple(avoid),
     )
+
+
+def _asks_for_wasm(annotations: Mapping[str, str]) -> bool:
+    return any(annotations.get(name) in values for name, values in WASM_ANNOTATIONS.items())
 
 
 Resource = Literal["cpu", "memory", "ephemeral-storage"]

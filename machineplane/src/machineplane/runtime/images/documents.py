@@ -32,6 +32,21 @@ _LAYER_TYPES = (
     "application/vnd.docker.image.rootfs.diff.tar.gzip",
     "application/vnd.docker.image.rootfs.diff.tar.zstd",
 )
+# A WebAssembly module as an artifact: the layout of CNCF's TAG Runtime, and that of wasm-to-oci, which was before it;
+# with the empty configuration (image-spec 1.1) it is what `oras push` makes of a file.
+MODULE_CONFIG = "application/vnd.wasm.config.v0+json"
+MODULE = "application/wasm"
+_MODULE_CONFIG_TYPES = (
+    MODULE_CONFIG,
+    "application/vnd.wasm.config.v1+json",
+    "application/vnd.oci.empty.v1+json",
+)
+_MODULE_TYPES = (MODULE, "application/vnd.wasm.content.layer.v1+wasm")
+WASM_ARCHITECTURE = "wasm"
+WASM_SYSTEMS = ("", "wasi", "wasip1")
+"""Operating systems, so called, of modules that run here: WASI preview 1. Components are ``wasip2``."""
+MODULE_FILE = "app.wasm"
+"""Where the module of an artifact is, for it has no name of its own."""
 
 
 @frozen
@@ -54,8 +69,11 @@ class Descriptor:
 
 @frozen
 class Manifest:
+    """``module``: the one layer is a bare WebAssembly module."""
+
     config: Descriptor
     layers: tuple[Descriptor, ...]
+    module: bool = False
 
 
 @frozen(kw_only=True)
@@ -178,6 +196,10 @@ def parse_manifest(data: bytes, subject: str, *, layers: int) -> Manifest:
     fields = Fields.parse(data, subject)
     config = parse_descriptor(fields.child("config"), subject)
     found = tuple(parse_descriptor(entry, subject) for entry in fields.children("layers"))
+    if config.media_type in _MODULE_CONFIG_TYPES and any(x.media_type in _MODULE_TYPES for x in found):
+        if len(found) != 1:
+            raise UnsupportedImage(subject, f"has {len(found)} layers", "a module is one layer")
+        return Manifest(config, found, module=True)
     if config.media_type not in _CONFIG_TYPES:
         raise UnsupportedImage(subject, f"is no container image but {shown(config.media_type)}")
     if unknown := [layer.media_type for layer in found if layer.media_type not in _LAYER_TYPES]:
@@ -199,6 +221,20 @@ def parse_configuration(data: bytes, subject: str) -> Configuration:
         os=fields.text("os"),
         created=_milliseconds(fields.text("created")),
         diff_ids=diff_ids,
+    )
+
+
+def configuration_of(manifest: Manifest, data: bytes, subject: str) -> Configuration:
+    """What the configuration ``data`` says of the manifest's image; of a module it may say nothing at all."""
+    if not manifest.module:
+        return parse_configuration(data, subject)
+    fields = Fields.parse(data, subject)
+    return Configuration(
+        config=_run_config(Fields({"Entrypoint": [f"/{MODULE_FILE}"]}, subject)),
+        architecture=fields.text("architecture") or WASM_ARCHITECTURE,
+        os=fields.text("os"),
+        created=_milliseconds(fields.text("created")),
+        diff_ids=tuple(layer.digest for layer in manifest.layers),
     )
 
 

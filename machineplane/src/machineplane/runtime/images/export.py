@@ -15,6 +15,7 @@ from attrs import frozen
 from machineplane.runtime.images.documents import (
     OCI_INDEX,
     OCI_MANIFEST,
+    WASM_ARCHITECTURE,
     Descriptor,
     Fields,
     Manifest,
@@ -22,7 +23,7 @@ from machineplane.runtime.images.documents import (
     parse_manifest,
     sha256,
 )
-from machineplane.runtime.images.errors import StoreDamaged, StoreUnwritable
+from machineplane.runtime.images.errors import StoreDamaged, StoreUnwritable, UnsupportedImage
 from machineplane.runtime.images.formats import blob_name
 from machineplane.runtime.images.intake import hex_of
 from machineplane.runtime.images.model import Image
@@ -117,7 +118,10 @@ def _entry(each: _Chosen) -> dict[str, object]:
         "mediaType": Fields.parse(each.data, each.image.ref).text("mediaType") or OCI_MANIFEST,
         "digest": each.image.digest,
         "size": len(each.data),
-        "platform": {"os": "linux", "architecture": each.image.architecture},
+        "platform": {
+            "os": "wasip1" if each.image.architecture == WASM_ARCHITECTURE else "linux",
+            "architecture": each.image.architecture,
+        },
         "annotations": dict.fromkeys(_NAMES, each.image.ref),
     }
 
@@ -130,6 +134,10 @@ def _docker_files(store: ImageStore, chosen: Sequence[_Chosen]) -> Iterator[tupl
     files: dict[str, _File] = {}
     listed = []
     for each in chosen:
+        if each.manifest.module:
+            raise UnsupportedImage(
+                each.image.ref, "is a bare WebAssembly module", "export it as an OCI archive"
+            )
         config = each.manifest.config
         layers = [f"{hex_of(diff_id)}.tar" for diff_id in each.image.layers]
         files[f"{hex_of(config.digest)}.json"] = _stored(store, config.digest, config.size)

@@ -15,6 +15,8 @@ from machineplane.runtime.images.documents import (
     MANIFEST_TYPES,
     OCI_CONFIG,
     OCI_LAYER,
+    WASM_ARCHITECTURE,
+    WASM_SYSTEMS,
     Descriptor,
     Fields,
     encode_manifest,
@@ -127,10 +129,14 @@ class _Layout:
 
 
 def choose_platform(entries: Sequence[Descriptor], architecture: str, subject: str) -> Descriptor:
-    """The entry for this machine, or one that names no platform: its configuration tells later."""
+    """The entry for this machine, or one that names no platform (its configuration tells later), or a WebAssembly module."""
     for entry in entries:
         platform = entry.platform
         if platform is None or (platform.os, platform.architecture) == ("linux", architecture):
+            return entry
+    for entry in entries:
+        platform = entry.platform
+        if platform and platform.architecture == WASM_ARCHITECTURE and platform.os in WASM_SYSTEMS:
             return entry
     have = sorted({f"{e.platform.os}/{e.platform.architecture}" for e in entries if e.platform})
     raise UnsupportedImage(

@@ -8,9 +8,11 @@ from attrs import frozen
 from machineplane.runtime.images.archive import Bundle, Staged
 from machineplane.runtime.images.disk import flush_file_system, move_in
 from machineplane.runtime.images.documents import (
+    WASM_ARCHITECTURE,
+    WASM_SYSTEMS,
     Configuration,
     Manifest,
-    parse_configuration,
+    configuration_of,
     parse_manifest,
 )
 from machineplane.runtime.images.errors import (
@@ -25,7 +27,7 @@ from machineplane.runtime.images.formats import FoundImage, check_content
 from machineplane.runtime.images.model import StoreLimits
 from machineplane.runtime.images.names import normalise
 from machineplane.runtime.images.refs import Entry
-from machineplane.runtime.images.unpack import unpack_layer
+from machineplane.runtime.images.unpack import unpack_layer, unpack_module
 
 
 def hex_of(digest: str) -> str:
@@ -83,10 +85,11 @@ class Unpacker:
         """The quota is each image's own."""
         self._quota = self._limits.image_bytes
 
-    def unpack(self, blob: Path, diff_id: str) -> None:
+    def unpack(self, blob: Path, diff_id: str, *, module: bool) -> None:
         if diff_id not in self._ready:
             into = self._staging / hex_of(diff_id)
-            size = unpack_layer(
+            unpack = unpack_module if module else unpack_layer
+            size = unpack(
                 blob, into, diff_id=diff_id, subject=self._subject, limits=self._limits, quota=self._quota
             )
             self._quota -= size
@@ -121,7 +124,7 @@ class Intake:
         self._unpacker.new_image()
         for layer, diff_id in zip(manifest.layers, configuration.diff_ids, strict=True):
             if not self._shelf.has_layer(diff_id):
-                self._unpacker.unpack(self._blobs[layer.digest], diff_id)
+                self._unpacker.unpack(self._blobs[layer.digest], diff_id, module=manifest.module)
         self._add_document(found.manifest_digest, found.manifest)
         for digest, data in found.indexes.items():
             self._add_document(digest, data)
@@ -148,7 +151,8 @@ class Intake:
         subject = f"{self._bundle.subject}: configuration"
         if manifest.config.size > self._shelf.limits.document_bytes:
             raise QuotaExceeded(subject, f"has {manifest.config.size} bytes, too many", "it is refused")
-        configuration = parse_configuration(self._blobs[manifest.config.digest].read_bytes(), subject)
+        data = self._blobs[manifest.config.digest].read_bytes()
+        configuration = configuration_of(manifest, data, subject)
         if len(configuration.diff_ids) != len(manifest.layers):
             problem = f"names {len(configuration.diff_ids)} layers, the manifest {len(manifest.layers)}"
             raise NotAnImage(subject, problem, "save the image again")
@@ -158,6 +162,8 @@ class Intake:
     def _check_platform(self, configuration: Configuration) -> None:
         here = self._shelf.architecture
         if configuration.architecture in ("", here) and configuration.os in ("", "linux"):
+            return
+        if configuration.architecture == WASM_ARCHITECTURE and configuration.os in WASM_SYSTEMS:
             return
         raise UnsupportedImage(
             self._bundle.subject,

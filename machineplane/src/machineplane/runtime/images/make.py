@@ -17,10 +17,13 @@ from attrs import frozen
 
 from machineplane.linux.files import replace_file
 from machineplane.runtime.images.documents import (
+    MODULE,
+    MODULE_CONFIG,
     OCI_CONFIG,
     OCI_INDEX,
     OCI_LAYER,
     OCI_MANIFEST,
+    WASM_ARCHITECTURE,
     encode,
     encode_manifest,
     sha256,
@@ -87,11 +90,15 @@ def ensure_pause(store: ImageStore) -> Image:
     return store.resolve(PAUSE_REF)
 
 
-def module_image(module: bytes, ref: str, architecture: str | None = None) -> bytes:
-    """An OCI archive whose image runs a WebAssembly module (for pods with the engine ``wasm``). Raises ``BadReference``."""
-    layer = _layer({"app.wasm": (module, 0o444)}, {}, {})
-    run = {"Entrypoint": ["/app.wasm"]}
-    return _archive(layer, normalise(ref), run, architecture or machine_architecture())
+def module_image(module: bytes, ref: str) -> bytes:
+    """An OCI archive of a WebAssembly module (for pods with the engine ``wasm``). Raises ``BadReference``.
+
+    In the layout of CNCF's TAG Runtime, so that any registry and other runtimes take it.
+    """
+    platform = {"architecture": WASM_ARCHITECTURE, "os": "wasip1"}
+    config = encode({"created": _CREATED, **platform, "layerDigests": [sha256(module)]})
+    blobs = (_descriptor(MODULE_CONFIG, config), config), (_descriptor(MODULE, module), module)
+    return _layout(normalise(ref), platform, *blobs)
 
 
 def busybox_image(out: Path, *, binary: Path = Path("/bin/busybox")) -> None:
@@ -199,15 +206,20 @@ def _archive(layer: bytes, ref: str, run: Mapping[str, object], architecture: st
             "rootfs": {"type": "layers", "diff_ids": [sha256(layer)]},
         }
     )
-    manifest = encode_manifest(_descriptor(OCI_CONFIG, config), [_descriptor(OCI_LAYER, layer)])
+    blobs = (_descriptor(OCI_CONFIG, config), config), (_descriptor(OCI_LAYER, layer), layer)
+    return _layout(ref, {"architecture": architecture, "os": "linux"}, *blobs)
+
+
+_Blob = tuple[dict[str, object], bytes]
+
+
+def _layout(ref: str, platform: Mapping[str, str], config: _Blob, layer: _Blob) -> bytes:
+    """A configuration and a layer, with their descriptors, as an image layout with one name."""
+    manifest = encode_manifest(config[0], [layer[0]])
     names = {"io.containerd.image.name": ref, "org.opencontainers.image.ref.name": ref}
-    entry = {
-        **_descriptor(OCI_MANIFEST, manifest),
-        "annotations": names,
-        "platform": {"architecture": architecture, "os": "linux"},
-    }
+    entry = {**_descriptor(OCI_MANIFEST, manifest), "annotations": names, "platform": dict(platform)}
     index = encode({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [entry]})
-    return _tar(_layout_files(index, (config, manifest, layer)))
+    return _tar(_layout_files(index, (config[1], manifest, layer[1])))
 
 
 def _layout_files(index: bytes, blobs: Iterable[bytes]) -> dict[str, _Entry]:

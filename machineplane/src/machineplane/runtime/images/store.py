@@ -30,7 +30,7 @@ from machineplane.runtime.images.disk import (
 from machineplane.runtime.images.documents import (
     Configuration,
     Manifest,
-    parse_configuration,
+    configuration_of,
     parse_manifest,
     sha256,
 )
@@ -221,7 +221,7 @@ class ImageStore:
     def _documents(self, digest: str) -> tuple[Manifest, Configuration]:
         manifest = parse_manifest(self._blob(digest), f"manifest {digest}", layers=self.limits.layers)
         config = manifest.config.digest
-        return manifest, parse_configuration(self._blob(config), f"configuration {config}")
+        return manifest, configuration_of(manifest, self._blob(config), f"configuration {config}")
 
     def _blob(self, digest: str) -> bytes:
         try:
@@ -243,7 +243,7 @@ class ImageStore:
                         raise StoreDamaged(
                             f"image store {self.path}", f"lacks {layer.digest}", "import the image again"
                         )
-                    unpacker.unpack(blob, diff_id)
+                    unpacker.unpack(blob, diff_id, module=manifest.module)
             unpacker.publish(self._layers)
 
     def _needed(self, manifests: Iterable[str]) -> tuple[set[str], set[str]]:

@@ -3,11 +3,14 @@
 import os
 from pathlib import Path
 
-from machineplane.runtime.images.errors import DigestMismatch
+from machineplane.runtime.images.documents import MODULE_FILE
+from machineplane.runtime.images.errors import DigestMismatch, UnsupportedImage
 from machineplane.runtime.images.model import StoreLimits
 from machineplane.runtime.images.streams import Counted, decompressed
-from machineplane.runtime.images.tarstream import TarReader
+from machineplane.runtime.images.tarstream import CHUNK, TarReader
 from machineplane.runtime.images.tree import LayerTree
+
+_MODULE_START = b"\0asm\x01\0\0\0"
 
 
 def unpack_layer(
@@ -34,3 +37,33 @@ def unpack_layer(
                 )
             tree.finish()
     return plain.count
+
+
+def unpack_module(
+    blob: Path, into: Path, *, diff_id: str, subject: str, limits: StoreLimits, quota: int
+) -> int:
+    """As :func:`unpack_layer` where the blob is a bare WebAssembly module: a layer with that one file."""
+    os.mkdir(into, 0o755)
+    with blob.open("rb") as file, (into / MODULE_FILE).open("xb") as out:
+        plain = Counted(file, limit=quota, subject=subject)
+        while data := plain.read(CHUNK):
+            out.write(data)
+        os.fchmod(out.fileno(), 0o444)
+        os.utime(out.fileno(), (0, 0))
+    if plain.digest != diff_id:
+        raise DigestMismatch(
+            f"{subject}: module {diff_id}", f"has the digest {plain.digest}", "save the image again"
+        )
+    if not is_core_module(into / MODULE_FILE):
+        raise UnsupportedImage(
+            f"{subject}: module {diff_id}",
+            "is no core WebAssembly module of version 1",
+            "build it for WASI preview 1; components are not supported",
+        )
+    return plain.count
+
+
+def is_core_module(path: Path) -> bool:
+    """Whether a file begins as a module does (WebAssembly core specification, 5.5.16): a component has another version."""
+    with path.open("rb") as file:
+        return file.read(len(_MODULE_START)) == _MODULE_START
