@@ -62,7 +62,7 @@ def full_stateful_set() -> dict[str, Any]:
     return stateful_set(podManagementPolicy="Parallel", ordinals={"start": 1}, updateStrategy=rolling)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(
     st.sampled_from([(obj, path) for obj in (full_deployment(), full_stateful_set()) for path in paths(obj)]),
     json_values,
@@ -101,7 +101,7 @@ def reported_pod() -> dict[str, Any]:
     return obj
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(st.sampled_from(paths(reported_pod())), json_values)
 def test_a_pod_with_anything_anywhere(path: tuple[Any, ...], value: Any) -> None:
     wall = Wall()

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from kubeapi_client import DEPLOYMENTS, Client, deployment
 from kubeapi_memory import MemoryBackend
@@ -231,7 +231,7 @@ MEDIA = (
 )
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=150)
 @given(
     method=st.sampled_from(["POST", "PUT", "PATCH", "DELETE"]),
     path=st.sampled_from(["", "/web", "/web/scale"]),

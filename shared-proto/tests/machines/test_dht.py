@@ -257,7 +257,7 @@ events = st.lists(
 )  # fmt: skip
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(events, st.integers(0, 1 << 32))
 def test_whatever_happens_every_request_ends_once_and_memory_is_bounded(
     steps: list[tuple[str, int, float]], seed: int

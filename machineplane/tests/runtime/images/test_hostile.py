@@ -342,7 +342,7 @@ def members(draw: st.DrawFn) -> tuple[str, bytes, dict[str, object]]:
 
 @pytest.mark.root
 @given(made=st.lists(members(), max_size=8))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_whatever_members_come_nothing_outside_changes(
     made: list[tuple[str, bytes, dict[str, object]]], kit: Kit, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

@@ -163,7 +163,7 @@ class GossipMachine(RuleBasedStateMachine):
             assert known.unwanted is None or len(known.unwanted) <= CONFIG.max_unwanted
 
 
-GossipMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=60, deadline=None)
+GossipMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=60)
 TestGossip = GossipMachine.TestCase
 
 
