@@ -104,6 +104,8 @@ def test_an_invite_can_come_by_standard_input(started: list[Config]) -> None:
         ("--invite", "/nowhere/at/all"),
         ("--pod-subnet", "10.0.0.0/33"),
         ("--pod-subnet", "10.0.0.0/8"),
+        ("--agent-ports", "27999-20000"),
+        ("--agent-ports", "4000"),
         ("--label", "novalue"),
         ("--label", "a b=c"),
         ("--node-name", "A Name"),

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from machineplane.config import Config, ConfigError, default_node_name, parse_subnet, pod_subnet
+from machineplane.config import Config, ConfigError, default_node_name, parse_ports, parse_subnet, pod_subnet
 from magik_proto.fields import DNS_SUBDOMAIN
 
 
@@ -83,6 +83,15 @@ def test_what_is_no_subnet_is_said(text: str) -> None:
     with pytest.raises(ConfigError, match=r"^--pod-subnet: .*10\.88\.0\.0/16"):
         parse_subnet(text)
     assert parse_subnet("10.1.2.0/24") == IPv4Network("10.1.2.0/24")
+
+
+@pytest.mark.parametrize(
+    "text", ["", "-", "1-", "x-y", "80-90", "2000-65536", "3000-2999", "²000-3000", "2000-3000-1"]
+)
+def test_what_is_no_range_of_ports_is_said(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"^--agent-ports .* as 20000-27999"):
+        parse_ports(text)
+    assert parse_ports("2000-2000") == range(2000, 2001)
 
 
 def test_pods_of_two_machines_mostly_have_two_networks() -> None:

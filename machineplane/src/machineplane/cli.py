@@ -12,7 +12,15 @@ from machineplane import __version__
 from machineplane.access_cli import fabric, identity, kubeconfig
 from machineplane.check_cli import check
 from machineplane.cli_types import DIRECTORY, RUN_DIR, STATE_DIR, LabelType, PeerType
-from machineplane.config import API_TLS_PORT, RUNTIMES, Config, ConfigError, parse_subnet
+from machineplane.config import (
+    AGENT_PORTS,
+    API_TLS_PORT,
+    RUNTIMES,
+    Config,
+    ConfigError,
+    parse_ports,
+    parse_subnet,
+)
 from machineplane.lab.cli import lab
 from machineplane.runtime.images.cli import image
 
@@ -92,6 +100,13 @@ _UDP_PORT = "UDP port of the mesh; 0: any free one."
 )
 @click.option("--pod-subnet", metavar="CIDR", help="Addresses of pods.  [default: a /24 by the identity]")
 @click.option(
+    "--agent-ports",
+    metavar="FIRST-LAST",
+    default=f"{AGENT_PORTS[0]}-{AGENT_PORTS[-1]}",
+    show_default=True,
+    help="UDP ports of this machine, one for each pod's agent, by which agents on other machines reach it.",
+)
+@click.option(
     "--cgroup-parent",
     metavar="PATH",
     default="magik",
@@ -162,6 +177,7 @@ def _config(context: click.Context, options: dict[str, Any]) -> Config:
             invite=_read_invite(invite) if invite else None,
             runtime_given=given is not click.core.ParameterSource.DEFAULT,
             pod_subnet=parse_subnet(subnet) if subnet else None,
+            agent_ports=parse_ports(options["agent_ports"]),
             dht_refresh_interval=options["dht_refresh_interval_secs"],
             labels=tuple(options["labels"]),
         )

@@ -19,6 +19,9 @@ RUN_DIR_MAX = 60  # bytes; leaves room below the run directory for a pod's socke
 NODE_NAME_MAX = 63  # it is also the value of the label kubernetes.io/hostname
 REFRESH_MAX_S = 86_400  # a guess: presence that is a day old helps nobody
 
+# A guess: more than there are pods, and below the ports that Linux and Kubernetes give out (32768, 30000).
+AGENT_PORTS = range(20_000, 28_000)
+
 
 class ConfigError(Exception):
     """An option has a value that cannot work; the text names the option and what to write instead."""
@@ -48,6 +51,7 @@ class Config:
     runtime_given: bool = False
     registry_config: Path | None = None
     pod_subnet: IPv4Network | None = None
+    agent_ports: range = AGENT_PORTS
     cgroup_parent: str = "magik"
     relay: bool = True
     dht_refresh_interval: float = 60.0
@@ -145,6 +149,18 @@ def parse_subnet(text: str) -> IPv4Network:
         return IPv4Network(text)
     except ValueError as error:
         raise ConfigError(f"--pod-subnet: {error}: take a network as 10.88.0.0/16") from error
+
+
+def parse_ports(text: str) -> range:
+    """An ``--agent-ports``. Raises ConfigError."""
+    first, dash, last = text.partition("-")
+    if dash and all(number.isascii() and number.isdecimal() and len(number) <= 5 for number in (first, last)):
+        ports = range(int(first), int(last) + 1)
+        if ports and ports[0] >= 1024 and ports[-1] <= 65535:
+            return ports
+    raise ConfigError(
+        f"--agent-ports {text}: take the first and the last of some ports from 1024 to 65535, as 20000-27999"
+    )
 
 
 def pod_subnet(identity: bytes) -> IPv4Network:

@@ -150,7 +150,8 @@ async def _run_machine(
     """Open what the daemon stands on, join the rooms, and go on until cancelled."""
     assert config.pod_subnet is not None
     async with AsyncExitStack() as stack:
-        network = await stack.enter_async_context(open_pod_network(PodNetConfig(subnet=config.pod_subnet)))
+        pod_net = PodNetConfig(subnet=config.pod_subnet, ports=config.agent_ports)
+        network = await stack.enter_async_context(open_pod_network(pod_net))
         references = References()
         runtime = await stack.enter_async_context(
             open_runtime(runtime_config, network, zygote, references.lookup)

@@ -2,7 +2,14 @@
 started.
 """
 
-from machineplane.podnet.errors import BridgeConflict, LinkFailed, PodGone, PodNetworkError, SubnetExhausted
+from machineplane.podnet.errors import (
+    BridgeConflict,
+    LinkFailed,
+    PodGone,
+    PodNetworkError,
+    PortsExhausted,
+    SubnetExhausted,
+)
 from machineplane.podnet.network import BridgedPodNetwork, PodAddress, PodNetConfig, open_pod_network
 
 __all__ = [
@@ -13,6 +20,7 @@ __all__ = [
     "PodGone",
     "PodNetConfig",
     "PodNetworkError",
+    "PortsExhausted",
     "SubnetExhausted",
     "open_pod_network",
 ]

@@ -1,10 +1,10 @@
-"""The bridge of a machine's pods, its forwarding and its masquerading. Blocking: call in a worker thread.
+"""The bridge of a machine's pods, with its rules and the machine's IP forwarding. Blocking: call in a worker thread.
 
 Each function opens a netlink handle of its own: a pyroute2 handle that is used from several threads keeps one
 event loop and socket open for each of them, and opening one takes 0.8 ms.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from ipaddress import IPv4Network
 from pathlib import Path
@@ -14,12 +14,12 @@ from attrs import frozen
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
-from machineplane.linux import nft
 from machineplane.podnet.addresses import gateway_of
 from machineplane.podnet.errors import BridgeConflict, LinkFailed, PodNetworkError
 from machineplane.podnet.marks import BridgeMark, PodMark, bridge_mac
+from machineplane.podnet.ports import Forward
+from machineplane.podnet.rules import adopt_forwards, drop_rules, set_rules
 
-TABLE = "magik-podnet"
 FALLBACK_MTU = 1500
 _FORWARD = Path("/proc/sys/net/ipv4/ip_forward")
 
@@ -32,6 +32,7 @@ class Bridge:
     index: int
     mtu: int
     pods: tuple[PodMark, ...]  # found on it
+    forwards: Mapping[str, Forward]  # found, by the pods' uids
 
 
 @contextmanager
@@ -45,8 +46,10 @@ def netlink(what: str) -> Iterator[Any]:
         raise LinkFailed(f"{what}: {error.args[1]}{hint}") from error
 
 
-def raise_bridge(name: str, subnet: IPv4Network, mtu: int | None, masquerade: bool) -> Bridge:
-    """Make the bridge, or adopt the one of an earlier daemon; forwarding and masquerading as asked.
+def raise_bridge(
+    name: str, subnet: IPv4Network, mtu: int | None, *, masquerade: bool, forwards: bool
+) -> Bridge:
+    """Make the bridge, or adopt the one of an earlier daemon; with masquerading and forwarded ports as asked.
 
     Raises :class:`BridgeConflict` for a link that is not ours or whose pods are of another subnet.
     """
@@ -62,8 +65,9 @@ def raise_bridge(name: str, subnet: IPv4Network, mtu: int | None, masquerade: bo
         mtu = mtu or _egress_mtu(handle, index)
         handle.link("set", index=index, mtu=mtu, state="up")
     _write_forwarding(True)
-    _set_masquerade(name, subnet if masquerade else None)
-    return Bridge(name, index, mtu, pods)
+    set_rules(name, subnet, masquerade=masquerade, forwards=forwards)
+    found = adopt_forwards(name, {mark.address: mark.uid for mark in pods}) if forwards else {}
+    return Bridge(name, index, mtu, pods, found)
 
 
 def lower_bridge(name: str) -> bool:
@@ -79,7 +83,7 @@ def lower_bridge(name: str) -> bool:
             return False
         handle.link("del", index=link["index"])
         last = not _bridges(handle)
-    _set_masquerade(name, None)
+    drop_rules(name)
     if last and not mark.forwarding_was:
         _write_forwarding(False)
     return True
@@ -176,29 +180,3 @@ def _write_forwarding(on: bool) -> None:
             f"cannot set {_FORWARD} to {int(on)} ({error.strerror}): pods need IP forwarding; "
             "run as root with a writable /proc/sys"
         ) from error
-
-
-def _set_masquerade(name: str, subnet: IPv4Network | None) -> None:
-    """One chain a bridge in a table of our own; the table goes with its last chain."""
-    if subnet is not None:
-        nft.run(_masquerade_rules(name, subnet))
-        return
-    try:
-        ours = TABLE in nft.tables("ip")
-    except nft.NftUnavailable:  # then no rule was made with it either
-        return
-    if ours:
-        nft.run(f"add chain ip {TABLE} {name}\ndelete chain ip {TABLE} {name}")
-        if "chain" not in nft.run(f"list table ip {TABLE}"):
-            nft.delete_table("ip", TABLE)
-
-
-def _masquerade_rules(name: str, subnet: IPv4Network) -> str:
-    return "\n".join(
-        (
-            f"add table ip {TABLE}",
-            f"add chain ip {TABLE} {name} {{ type nat hook postrouting priority srcnat; policy accept; }}",
-            f"flush chain ip {TABLE} {name}",
-            f'add rule ip {TABLE} {name} ip saddr {subnet} oifname != "{name}" masquerade',
-        )
-    )

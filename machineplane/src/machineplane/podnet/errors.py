@@ -9,6 +9,10 @@ class SubnetExhausted(PodNetworkError):
     """Every address of the pod subnet is in use; nothing was changed."""
 
 
+class PortsExhausted(PodNetworkError):
+    """Every port of the range is in use; nothing was changed."""
+
+
 class BridgeConflict(PodNetworkError):
     """The bridge's name is taken by something that is not ours, or by pods of another subnet."""
 

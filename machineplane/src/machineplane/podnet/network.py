@@ -1,5 +1,6 @@
 """The pods' network of one machine: a bridge, and a link and an address for each pod."""
 
+import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
@@ -15,6 +16,8 @@ from machineplane.podnet.bridge import Bridge, lower_bridge, raise_bridge
 from machineplane.podnet.errors import PodGone, PodNetworkError
 from machineplane.podnet.links import connect_pod, disconnect_pod, pod_address
 from machineplane.podnet.marks import PodMark, is_bridge_name, is_uid, link_name
+from machineplane.podnet.ports import Forward, PortPool
+from machineplane.podnet.rules import add_forward, remove_forward
 
 T = TypeVar("T")
 
@@ -29,13 +32,15 @@ class PodNetConfig:
     """``bridge``: its name; ``subnet``: the pods' addresses, the first being the bridge's.
 
     ``mtu`` in bytes (None: that of the link of the machine's default route); ``masquerade``: whether pods
-    reach the world under the machine's address.
+    reach the world under the machine's address; ``ports``: UDP ports of the machine, one of which a pod can
+    be reached by from other machines (None: by none).
     """
 
     bridge: str = "magik0"
     subnet: IPv4Network = field(factory=lambda: IPv4Network(DEFAULT_SUBNET))
     mtu: int | None = None
     masquerade: bool = True
+    ports: range | None = None
 
 
 @frozen
@@ -60,8 +65,13 @@ class BridgedPodNetwork:
         self._bridge = bridge
         self._pool = AddressPool(config.subnet)
         self._limit = trio.CapacityLimiter(ATTACH_LIMIT)
+        self._ports = PortPool(config.ports) if config.ports else None
+        self._turn = trio.Lock()  # of forwarding
         for mark in bridge.pods:
             self._pool.restore(mark.uid, mark.address)
+        for uid, found in bridge.forwards.items():
+            if self._ports:
+                self._ports.hold(uid, found)
 
     def held(self) -> dict[str, IPv4Address]:
         """Pods (by uid) and their addresses, those of an earlier daemon among them."""
@@ -86,15 +96,49 @@ class BridgedPodNetwork:
                     await self._work(partial(disconnect_pod, pod_uid))
                 await self._work(partial(connect_pod, self._bridge, self._config.subnet, mark, pid))
             except PodNetworkError:
+                await self._close(pod_uid)
                 self._pool.release(pod_uid)
                 raise
         return self._describe(mark)
 
     async def detach(self, pod_uid: str) -> None:
-        """Remove the pod's link and free its address; nothing happens for an unknown pod."""
+        """Remove the pod's link, its port of the machine, and its address; nothing happens for an unknown pod."""
         with trio.CancelScope(shield=True):
             await self._work(partial(disconnect_pod, pod_uid))
+            await self._close(pod_uid)
         self._pool.release(pod_uid)
+
+    async def forward(self, pod_uid: str, udp_port: int) -> int:
+        """The UDP port of the machine (any of its addresses) that leads to ``udp_port`` of an attached pod.
+
+        A pod has one, the same until it is detached, under later daemons too. Raises :class:`PortsExhausted`,
+        which leaves the pod's other network as it is, :class:`PodGone` for a pod that is not attached, or
+        :class:`~machineplane.linux.nft.NftError`.
+        """
+        if self._ports is None:
+            raise PodNetworkError(f"pod {pod_uid}: this network was opened without ports for pods")
+        async with self._turn:
+            return await self._open(self._ports, pod_uid, udp_port)
+
+    async def _open(self, ports: PortPool, pod_uid: str, udp_port: int) -> int:
+        address = self._pool.get(pod_uid)
+        if address is None:
+            raise PodGone(f"pod {pod_uid} is not attached to the network, so no port can lead to it")
+        had = ports.get(pod_uid)
+        wanted = Forward(had.port if had else ports.find(pod_uid, _is_free), address, udp_port)
+        if had != wanted:
+            with trio.CancelScope(shield=True):
+                if had:
+                    await self._work(partial(remove_forward, self._bridge.name, had))
+                await self._work(partial(add_forward, self._bridge.name, wanted))
+            ports.hold(pod_uid, wanted)
+        return wanted.port
+
+    async def _close(self, pod_uid: str) -> None:
+        async with self._turn:
+            if self._ports and (had := self._ports.get(pod_uid)):
+                await self._work(partial(remove_forward, self._bridge.name, had))
+                self._ports.release(pod_uid)
 
     async def recover(self, pod_uid: str, pid: int) -> PodAddress:
         """Take over a pod of an earlier daemon under the address that it has; wire it anew only where that is
@@ -124,6 +168,16 @@ class BridgedPodNetwork:
         return await trio.to_thread.run_sync(function, limiter=self._limit)
 
 
+def _is_free(port: int) -> bool:
+    """Whether no program of the machine has UDP port ``port``: a forwarded one would take its datagrams away."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.bind(("", port))
+        except OSError:
+            return False
+    return True
+
+
 @asynccontextmanager
 async def open_pod_network(config: PodNetConfig) -> AsyncIterator[BridgedPodNetwork]:
     """Raise the bridge (or adopt that of an earlier daemon, with the pods on it), and give the network.
@@ -138,9 +192,12 @@ async def open_pod_network(config: PodNetConfig) -> AsyncIterator[BridgedPodNetw
             f"bridge name {config.bridge!r} is not one: a-z, then a-z, 0-9, '-', '_', at most 15"
         )
     AddressPool(config.subnet)  # refuses a subnet without room before anything is made
-    if config.masquerade:
+    masquerade, forwards = config.masquerade, config.ports is not None
+    if masquerade or forwards:
         nft.check()
-    make = partial(raise_bridge, config.bridge, config.subnet, config.mtu, config.masquerade)
+    make = partial(
+        raise_bridge, config.bridge, config.subnet, config.mtu, masquerade=masquerade, forwards=forwards
+    )
     try:
         network = BridgedPodNetwork(config, await trio.to_thread.run_sync(make))
         yield network

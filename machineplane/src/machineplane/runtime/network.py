@@ -31,3 +31,7 @@ class PodNetwork(Protocol):
     async def recover(self, pod_uid: str, pid: int) -> PodAddress:
         """Learn again of a pod that was attached by an earlier daemon."""
         ...
+
+    async def forward(self, pod_uid: str, udp_port: int) -> int:
+        """The UDP port of this machine that leads to ``udp_port`` of an attached pod, until ``detach``."""
+        ...
