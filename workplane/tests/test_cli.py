@@ -1,8 +1,10 @@
 """The agent's command line as a user calls it."""
 
 import base64
+from pathlib import Path
 
 import pytest
+from attrs import evolve
 from click.testing import CliRunner, Result
 
 from workplane.cli import main, read_config
@@ -21,16 +23,19 @@ def config_of(*arguments: str) -> Config:
     return read_config(context.params)
 
 
-def test_sound_configuration_says_that_the_agent_is_not_there() -> None:
-    result = run(*NEEDED)
-    assert result.exit_code == 1
-    assert "no agent" in result.output
+def test_variables_stand_for_options(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"WORKLOAD_NAME": "nginx", "POD_NAME": "nginx-0", "PRIVATE_KEY_B64": KEY}.items():
+        monkeypatch.setenv(f"BEE_{name}", value)
+    config, expected = read_config(main.make_context("workplane", []).params), config_of()
+    assert config.identity is not None and expected.identity is not None
+    assert config.identity.peer_id == expected.identity.peer_id
+    assert evolve(config, identity=None) == evolve(expected, identity=None)
 
 
-def test_variables_stand_for_options() -> None:
-    result = run(BEE_WORKLOAD_NAME="nginx", BEE_POD_NAME="nginx-0", BEE_PRIVATE_KEY_B64=KEY)
-    assert result.exit_code == 1
-    assert "no agent" in result.output
+def test_without_a_machine_a_key_is_needed(tmp_path: Path) -> None:
+    result = run(*NEEDED[:-2], "--credentials", str(tmp_path / "none"))
+    assert result.exit_code == 2
+    assert "--privkey" in result.output
 
 
 def test_defaults_are_those_of_the_specification() -> None:
@@ -59,6 +64,8 @@ def test_the_ordinal_of_a_stateful_pod() -> None:
         (["--readiness-url", "gopher://127.0.0.1/"], "--readiness-url"),
         (["--bootstrap-peers", "somebody@127.0.0.1:1"], "--bootstrap-peers"),
         (["--listen-addrs", "127.0.0.1"], "--listen-addrs"),
+        (["--listen-addrs", "127.0.0.1:1,127.0.0.1:2"], "--listen-addrs"),
+        (["--machine-api", "machine.sock"], "--machine-api"),
         (["--allow-workloads", "a b"], "--allow-workloads"),
         (["--dht-ttl-secs", "0"], "--dht-ttl-secs"),
         (["--dht-heartbeat-secs", "20"], "--dht-heartbeat-secs"),

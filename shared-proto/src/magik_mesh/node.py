@@ -42,7 +42,7 @@ from magik_proto.dht_frames import FIND, STORE
 from magik_proto.dht_frames import MAX_FRAME as MAX_TABLE_FRAME
 from magik_proto.dht_types import PutDone
 from magik_proto.errors import RemoteProtocolError
-from magik_proto.identity import PeerId
+from magik_proto.identity import BootstrapPeer, PeerId
 from magik_proto.records import decode_record
 from magik_proto.rpc import MAX_FRAME
 from magik_proto.wire import SignedMessage, encode_message
@@ -245,6 +245,21 @@ class Node:
         """All machines that are known, in the order of their ids."""
         known = {*self._presence.directory.peers(), *self._links.peers()}
         return tuple(self._connections.info(peer) for peer in sorted(known))
+
+    def introduce(self, peer: BootstrapPeer) -> None:
+        """Somebody has told of a peer: dial it, unless it is connected or this node itself.
+
+        It is forgotten like any other that is away for long; tell again then. As for every peer, its handshake
+        shows whether it is who it is said to be.
+        """
+        if peer.peer == self.id or peer.peer in self._links:
+            return
+        now = self._clock.now()
+        presence = self._presence
+        presence.directory.tell(peer.peer, [(peer.host, peer.port)], now, self._links.peers())
+        presence.plan.want(peer.peer, now)
+        presence.plan.hurry(peer.peer, now)
+        self._dialer.wake()
 
     def subscribe_peers(self) -> trio.MemoryReceiveChannel[PeerEvent]:
         """`PeerUp` for everyone connected now, then all changes.

@@ -148,7 +148,8 @@ class ServiceRecord(SignedMessage):
     """One replica of a workload in the workload DHT (protocol.md, "Workload plane"), signed by the replica.
 
     `caps` are facts like ``leader`` (bool) and ``leader_epoch`` (int); `ports` maps names to numbers; `ts` is
-    in ms.
+    in ms. `member` is the replica's pass (see `magik_proto.passes`), so that who has the record can tell
+    whose it is without having met it; None in an open fabric.
     """
 
     TYPE: ClassVar[str] = "service"
@@ -174,6 +175,7 @@ class ServiceRecord(SignedMessage):
     ts: int = field(validator=fields.timestamp)
     ready: bool = field(validator=fields.boolean)
     healthy: bool = field(validator=fields.boolean)
+    member: bytes | None = field(default=None, validator=fields.optional(fields.octets(1, 4096)), repr=False)
 
     @property
     def signer(self) -> PeerId:

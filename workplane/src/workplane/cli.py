@@ -1,26 +1,26 @@
 """The agent's command line: the options and ``BEE_*`` variables of the specification, with their defaults."""
 
 import sys
+from pathlib import Path
 from typing import Any
 
 import click
+import trio
 
 from workplane import __version__
+from workplane.app import run
 from workplane.config import (
     WORKLOAD_KINDS,
     Config,
     ConfigError,
     parse_addresses,
     parse_key,
+    parse_machine,
     parse_patterns,
     parse_peers,
     parse_url,
 )
-
-NOT_THERE = (
-    "workplane: the configuration is sound, but this version has no agent to run with it: "
-    "discovery, health, healing, leadership and traffic are not built yet; pods run with a pause process instead"
-)
+from workplane.credentials import CREDENTIALS, CredentialsError, take
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -40,7 +40,14 @@ NOT_THERE = (
 @click.option("--readiness-url", envvar="BEE_READINESS_URL", default=None)
 @click.option("--machine-api", envvar="BEE_MACHINE_API", default="http://localhost:8080", show_default=True)
 @click.option(
-    "--privkey", envvar="BEE_PRIVATE_KEY_B64", required=True, help="Ed25519 key, base64; for manual use."
+    "--privkey", envvar="BEE_PRIVATE_KEY_B64", default=None, help="Ed25519 key, base64; for manual use."
+)
+@click.option(
+    "--credentials",
+    envvar="BEE_CREDENTIALS",
+    default=str(CREDENTIALS),
+    show_default=True,
+    help="File that the machine has put there; it is read once and removed.",
 )
 @click.option("--bootstrap-peers", envvar="BEE_BOOTSTRAP_PEERS", default=None)
 @click.option("--listen-addrs", envvar="BEE_LISTEN_ADDRS", default=None)
@@ -79,11 +86,15 @@ NOT_THERE = (
 def main(**options: Any) -> None:
     """The agent of one pod. Started by the machine; by hand for trials."""
     try:
-        read_config(options)
-    except ConfigError as error:
+        credentials = take(Path(options["credentials"]))
+        config = read_config(options)
+        if credentials is None and config.identity is None:
+            raise ConfigError(
+                f"--privkey (BEE_PRIVATE_KEY_B64): needed where no machine has put {options['credentials']} there"
+            )
+    except (ConfigError, CredentialsError) as error:
         raise click.UsageError(str(error)) from error
-    click.echo(NOT_THERE, err=True)
-    sys.exit(1)
+    sys.exit(trio.run(run, config, credentials))
 
 
 def read_config(options: dict[str, Any]) -> Config:
@@ -94,10 +105,10 @@ def read_config(options: dict[str, Any]) -> Config:
         pod=options["pod"],
         workload_kind=options["workload_kind"],
         replicas=options["replicas"],
-        identity=parse_key(options["privkey"]),
+        identity=parse_key(options["privkey"]) if options["privkey"] else None,
         liveness_url=parse_url("--liveness-url", options["liveness_url"]),
         readiness_url=parse_url("--readiness-url", options["readiness_url"]),
-        machine_api=options["machine_api"],
+        machine_api=parse_machine(options["machine_api"]),
         bootstrap_peers=parse_peers(options["bootstrap_peers"]),
         listen_addrs=parse_addresses(options["listen_addrs"]),
         allow_workloads=parse_patterns("--allow-workloads", options["allow_workloads"]),

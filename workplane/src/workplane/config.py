@@ -16,6 +16,8 @@ _DNS_NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
 _PATTERN = re.compile(r"[A-Za-z0-9*./-]{1,255}")
 _ORDINAL = re.compile(r"-(\d+)$")
 REPLICAS_MAX = 10_000
+DEFAULT_LISTEN = ("0.0.0.0", 4701)
+"""The agent's port in its pod (a guess: near the machines' 4001, and not registered by IANA for anything)."""
 
 
 class ConfigError(Exception):
@@ -24,14 +26,14 @@ class ConfigError(Exception):
 
 @frozen(kw_only=True)
 class Config:
-    """Everything the command line settles. Intervals are in seconds; ``privkey`` is never shown."""
+    """Everything the command line settles. Intervals are in seconds; `identity` is for manual use, and never shown."""
 
     namespace: str
     workload: str
     pod: str
     workload_kind: str
     replicas: int
-    identity: Identity = field(repr=False)
+    identity: Identity | None = field(default=None, repr=False)
     liveness_url: str | None = None
     readiness_url: str | None = None
     machine_api: str = "http://localhost:8080"
@@ -56,10 +58,19 @@ class Config:
                 f"--dht-heartbeat-secs {self.dht_heartbeat:g} must be below --dht-ttl-secs {self.dht_ttl:g}, "
                 "or records end before they are announced again"
             )
+        if len(self.listen_addrs) > 1:
+            raise ConfigError(
+                "--listen-addrs: expected one address; 0.0.0.0 or [::] hears on all of the pod's"
+            )
         if self.workload_kind == "StatefulSet" and self.ordinal is None:
             raise ConfigError(
                 f"--pod {self.pod}: a StatefulSet's pod is named with its ordinal, like {self.workload}-0"
             )
+
+    @property
+    def listen(self) -> tuple[str, int]:
+        """Where peers are listened for."""
+        return self.listen_addrs[0] if self.listen_addrs else DEFAULT_LISTEN
 
     @property
     def ordinal(self) -> int | None:
@@ -86,6 +97,15 @@ def parse_key(text: str) -> Identity:
         raise ConfigError("--privkey (BEE_PRIVATE_KEY_B64): expected 32 bytes in base64") from error
 
 
+def parse_machine(text: str) -> str:
+    """The machine's API: ``unix:/PATH`` or ``http://HOST:PORT``. Raises ConfigError."""
+    parts = urlsplit(text)
+    unix = parts.scheme == "unix" and parts.path.startswith("/") and not parts.netloc
+    if not unix and not (parts.scheme == "http" and parts.hostname and parts.path in ("", "/")):
+        raise ConfigError(f"--machine-api {text!r}: expected unix:/PATH or http://HOST:PORT")
+    return text
+
+
 def parse_url(option: str, text: str | None) -> str | None:
     """An HTTP URL on the pod's own loopback: probes go nowhere else. Raises ConfigError."""
     if not text:
@@ -107,11 +127,16 @@ def parse_peers(text: str | None) -> tuple[BootstrapPeer, ...]:
 
 
 def parse_addresses(text: str | None) -> tuple[tuple[str, int], ...]:
-    """Comma-separated ``IP:PORT``. Raises ConfigError."""
+    """Comma-separated ``IP:PORT``; port 0 is any that is free. Raises ConfigError."""
     try:
-        return tuple(parse_address(part) for part in parse_list(text))
+        return tuple(_parse_listen(part) for part in parse_list(text))
     except ProtocolError as error:
         raise ConfigError(f"--listen-addrs: {error}") from error
+
+
+def _parse_listen(text: str) -> tuple[str, int]:
+    host, colon, port = text.rpartition(":")
+    return (parse_address(f"{host}:1")[0], 0) if colon and port == "0" else parse_address(text)
 
 
 def parse_patterns(option: str, text: str | None) -> tuple[str, ...]:

@@ -1,0 +1,5 @@
+"""``python -m workplane``."""
+
+from workplane.cli import main
+
+main()
