@@ -8,14 +8,19 @@ import importlib.util
 import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
 IMAGE: Final = "/image"
 """Where image and volumes are in the container."""
 OWN: Final = ("/proc", "/dev", "/sys")
-"""Mounts for the runner; all others are the guest's."""
+"""Mounts for the runner, with all below them; all others are the guest's."""
 _HOST_LIBRARIES = ("/usr/lib", "/lib", "/lib64")
+
+
+def is_own(path: str) -> bool:
+    """Whether a mount at this absolute path is the runner's: at one of `OWN` or below, not merely spelled like it."""
+    return any(PurePosixPath(path).is_relative_to(own) for own in OWN)
 
 
 def python_paths(package: str, *more: str) -> tuple[str, ...]:
@@ -66,7 +71,7 @@ def host_root(rootfs: Path) -> Path:
 def _mounts(config: Mapping[str, Any], paths: Iterable[str]) -> Iterable[dict[str, Any]]:
     others = []
     for mount in config["mounts"]:
-        if mount["destination"].startswith(OWN):
+        if is_own(mount["destination"]):
             yield dict(mount)
         else:
             others.append({**mount, "destination": IMAGE + mount["destination"]})

@@ -50,6 +50,13 @@ def test_the_runner_has_no_privileges_and_none_of_the_pods_variables() -> None:
     assert process["env"] == ["PATH=/usr/bin:/bin"]
 
 
+@pytest.mark.parametrize("path", ["/devices", "/process/x", "/system", "/data"])
+def test_a_volume_that_is_only_spelled_like_the_runners_own_is_the_guests(path: str) -> None:
+    mount = {"destination": path, "type": "bind", "source": "/pods/p/v", "options": []}
+    found = wasm_config({**CONFIG, "mounts": [mount]}, CONTAINER)["mounts"]
+    assert [made["destination"] for made in found if made["source"] == "/pods/p/v"] == [IMAGE + path]
+
+
 def test_image_and_volumes_are_the_guests_and_python_is_read_only() -> None:
     made = wasm_config(CONFIG, CONTAINER)
     assert made["root"] == {"path": "/pods/p/c/host", "readonly": True}

@@ -20,7 +20,7 @@ from machineplane.runtime.bundle import Bundle
 from machineplane.runtime.bundle.quantity import byte_count, quantity
 from machineplane.runtime.bundle.users import DEFAULT_CAPABILITIES
 from machineplane.runtime.errors import PodSpecError
-from machineplane.runtime.hosted import IMAGE, OWN, bind, hosted_config, python_paths
+from machineplane.runtime.hosted import IMAGE, bind, hosted_config, is_own, python_paths
 from machineplane.runtime.krun.binding import GUEST_CONFIG, MAX_VCPUS
 from machineplane.runtime.krun.locate import KVM_DEVICE
 
@@ -53,7 +53,7 @@ def check_machine(container: Mapping[str, Any], config: Mapping[str, Any]) -> No
             f"{name}: a microVM runs its program as root in this version, not as {user['uid']}:{user['gid']}"
         )
     for mount in container.get("volumeMounts") or ():
-        if mount["mountPath"].startswith(OWN):
+        if is_own(mount["mountPath"]):
             raise PodSpecError(f"{name}: {mount['mountPath']}: a microVM has /proc, /dev and /sys of its own")
 
 
