@@ -46,6 +46,9 @@ from trio_quic import Connection, ConnectionClosed, PeerRejected, Stream
 # Closes by which a peer says that it leaves: its node's own goodbye, and its endpoint's when the node was
 # cancelled.
 _FAREWELLS = frozenset({codes.CLOSE_OK, codes.CLOSE_GOODBYE})
+# Seconds for a peer that ended its gossip to end the connection too, and so to say why: the tasks of one that leaves
+# end in any order. A guess, some round trips and a busy machine's delay.
+_PARTING = 0.5
 
 
 @define(eq=False)
@@ -240,6 +243,8 @@ class Connections:
             reason = "it does not read its gossip"
         except (*STREAM_ERRORS, RemoteProtocolError) as error:
             reason = f"gossip broke: {error}"
+            with trio.move_on_after(_PARTING):
+                await link.connection.closed.wait()
         if not link.connection.closed.is_set():
             self.log.warning("connection given up", peer=str(link.peer), reason=reason)
             link.connection.close_now(codes.CLOSE_MISBEHAVED, reason)

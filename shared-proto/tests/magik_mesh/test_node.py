@@ -25,6 +25,7 @@ from magik_mesh import (
     RpcTimeout,
     Verdict,
 )
+from magik_mesh.codes import GOSSIP
 from magik_mesh.testing import (
     MemoryFabric,
     bootstrap_to,
@@ -408,6 +409,28 @@ class TestEnd:
                 scope.cancel()
                 await trio.sleep_forever()
         with trio.fail_after(0.5):
+            assert await next_down(events) == PeerDown(node.id, "goodbye")
+
+    @pytest.mark.parametrize("leaves", [True, False])
+    async def test_gossip_that_ends_before_the_goodbye_does_not_hide_it(
+        self, *, three: MemoryFabric, leaves: bool, autojump_clock: MockClock
+    ) -> None:
+        """The tasks of a node that ends do so in any order. Who only stops reading its gossip is given up."""
+        events = three.nodes[0].subscribe_peers()
+
+        async def read_nothing(call: Call) -> None:
+            return
+
+        async with three.open(config_of(4)) as node:
+            node._handlers[GOSSIP] = read_nothing
+            while (await next_up(events)).info.id != node.id:
+                pass
+            if leaves:
+                await trio.sleep(0.2)
+            else:
+                with capture_logs() as logs:
+                    await until(lambda: any(entry["event"] == "connection given up" for entry in logs))
+        if leaves:
             assert await next_down(events) == PeerDown(node.id, "goodbye")
 
 
