@@ -87,6 +87,7 @@ class Bench:
         self.zygote = zygote
         self.network = NoNetwork()
         self.objects: dict[tuple[str, str], dict[str, Any]] = {}
+        self.agents: Any = None
         self.config = RuntimeConfig(
             state_dir=folder / "state",
             run_dir=folder / "run",
@@ -105,7 +106,7 @@ class Bench:
     @asynccontextmanager
     async def open(self, *, keep: bool = False) -> AsyncIterator[Runtime]:
         """A runtime; its pods are stopped at the end, so that a failed test leaves nothing either (but ``keep``)."""
-        async with open_runtime(self.config, self.network, self.zygote, self.lookup) as runtime:
+        async with open_runtime(self.config, self.network, self.zygote, self.lookup, self.agents) as runtime:
             archive = self.folder / "busybox.tar"
             if not archive.exists():
                 busybox_image(archive)

@@ -49,7 +49,7 @@ class Pod:
 async def at(tmp_path, nursery):
     """The pod behind the door, the door, and a way to connect."""
     pod = Pod()
-    made = Door("uid-1", TOKEN, pod, first_version=100)
+    made = Door("uid-1", lambda: TOKEN, pod, first_version=100)
     path = str(tmp_path / "machine.sock")
     sock = trio.socket.socket(socket.AF_UNIX)
     await sock.bind(path)

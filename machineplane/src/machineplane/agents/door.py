@@ -2,7 +2,7 @@
 
 import hmac
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final, Protocol
 
 import structlog
@@ -90,11 +90,11 @@ class Pace:
 
 
 class Door:
-    """Serves one pod. ``first_version`` is above all that an earlier daemon has given (ms since the epoch do)."""
+    """Serves one pod. ``token`` says what counts now; ``first_version`` is above all that an earlier daemon has given."""
 
-    def __init__(self, uid: str, token: str, host: Host, first_version: int) -> None:
+    def __init__(self, uid: str, token: Callable[[], str], host: Host, first_version: int) -> None:
         self._uid = uid
-        self._token = token.encode()
+        self._token = token
         self._host = host
         self._version = first_version
         self._state: Json | None = None
@@ -124,7 +124,8 @@ class Door:
 
     async def _admit(self, request: Request) -> None:
         await self._pace.turn()
-        if not hmac.compare_digest(request.token.encode(), self._token):
+        token = self._token()
+        if not token or not hmac.compare_digest(request.token.encode(), token.encode()):
             raise Refusal(401, "Unauthorized", "the bearer token of this pod is expected")
 
     async def _answer(self, request: Request) -> Response:

@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from machineplane.runtime.agent_calls import ContainerSaid, Words
     from machineplane.runtime.bundle import HostPolicy, check_spec
     from machineplane.runtime.changes import PodEvent
     from machineplane.runtime.config import RuntimeConfig
@@ -30,10 +31,19 @@ if TYPE_CHECKING:
     from machineplane.runtime.logs import LogOptions
     from machineplane.runtime.network import PodAddress, PodNetwork
     from machineplane.runtime.pods import Runtime, open_runtime
-    from machineplane.runtime.status import ContainerStatus, PodGone, PodStatus, Termination, pod_status_json
+    from machineplane.runtime.services import Agents
+    from machineplane.runtime.status import (
+        AgentSaid,
+        ContainerStatus,
+        PodGone,
+        PodStatus,
+        Termination,
+        pod_status_json,
+    )
     from machineplane.runtime.zygote_client import Zygote, ZygoteReport, start_zygote
 
 _HOMES = {
+    "agent_calls": ("ContainerSaid", "Words"),
     "bundle": ("HostPolicy", "check_spec"),
     "changes": ("PodEvent",),
     "config": ("RuntimeConfig",),
@@ -57,11 +67,15 @@ _HOMES = {
     "logs": ("LogOptions",),
     "network": ("PodAddress", "PodNetwork"),
     "pods": ("Runtime", "open_runtime"),
-    "status": ("ContainerStatus", "PodGone", "PodStatus", "Termination", "pod_status_json"),
+    "services": ("Agents",),
+    "status": ("AgentSaid", "ContainerStatus", "PodGone", "PodStatus", "Termination", "pod_status_json"),
     "zygote_client": ("Zygote", "ZygoteReport", "start_zygote"),
 }
 
 __all__ = [
+    "AgentSaid",
+    "Agents",
+    "ContainerSaid",
     "ContainerStatus",
     "EngineError",
     "EngineStatus",
@@ -90,6 +104,7 @@ __all__ = [
     "SessionUnavailable",
     "StopFailed",
     "Termination",
+    "Words",
     "Zygote",
     "ZygoteReport",
     "check_spec",

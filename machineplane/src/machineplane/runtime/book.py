@@ -49,9 +49,13 @@ class PodBook:
         self._commit(evolve(self._record, status=evolve(self.status, **changes)))
 
     def update_container(self, name: str, **changes: Any) -> ContainerStatus:
-        """Change one container; answers its new status. A running container is ready (there are no probes yet)."""
-        fresh = evolve(self.container(name), **changes)
-        fresh = evolve(fresh, ready=fresh.state == "running")
+        """Change one container; answers its new status. What the agent said of an earlier run does not count."""
+        before = self.container(name)
+        fresh = evolve(before, **changes)
+        if fresh.id != before.id:
+            fresh = evolve(fresh, said_ready=None, said_started=None)
+        probes = policy.probes_of(self.status.pod, name) if self._record.agent else frozenset[str]()
+        fresh = policy.with_standing(fresh, probes)
         self.update_status(containers=tuple(fresh if c.name == name else c for c in self.status.containers))
         return fresh
 

@@ -45,6 +45,7 @@ class RuntimeConfig:
     default_engine: str = "crun"
     node_name: str = ""
     pause_image: str = "localhost/magik/pause:latest"
+    agent_image: str = "localhost/magik/workplane:latest"
     registries: Path | None = None  # the file of --registry-config
     host_ip: str = ""
     policy: HostPolicy = field(factory=HostPolicy)

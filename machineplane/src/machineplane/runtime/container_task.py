@@ -244,6 +244,7 @@ class ContainerTask:
             policy=services.config.policy,
             infra_pid=self._book.record.infra_pid,
             pids_limit=services.config.pids_limit,
+            agent=self._book.record.agent is not None,
         )
 
     async def _start_failed(self, container_id: str, message: str) -> None:

@@ -29,16 +29,20 @@ async def end_gently(live: LivePod) -> None:
 async def end_container(live: LivePod, container: Mapping[str, Any]) -> None:
     """``preStop``, SIGTERM, and wait for the end of a container, if it runs."""
     status = live.book.container(container["name"])
-    if status.state != "running":
-        return
+    if status.state == "running":
+        await ask_to_end(live, container, status.id)
+        await finished(live, container, status.id)
+
+
+async def ask_to_end(live: LivePod, container: Mapping[str, Any], container_id: str) -> None:
+    """``preStop`` and SIGTERM for the run of a container that has this id."""
     hook = hook_of(container, "preStop")
     if hook is not None:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(partial(_stop_at_end, live, status.id, nursery.cancel_scope))
-            await run_hook(live, container, status.id, hook)
+            nursery.start_soon(partial(_stop_at_end, live, container_id, nursery.cancel_scope))
+            await run_hook(live, container, container_id, hook)
             nursery.cancel_scope.cancel()
-    await live.link.kill(status.id, signal.SIGTERM)
-    await finished(live, container, status.id)
+    await live.link.kill(container_id, signal.SIGTERM)
 
 
 async def _stop_at_end(live: LivePod, container_id: str, scope: trio.CancelScope) -> None:

@@ -6,10 +6,12 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from machineplane.runtime.bundle.config import fqdn, hostname
+from machineplane.runtime.bundle.config import CLUSTER_DOMAIN, NOBODY, fqdn, hostname
 from machineplane.runtime.bundle.volumes import volumes
 
 SHM_BYTES = 64 * 1024 * 1024  # /dev/shm of a pod, as other runtimes have it
+
+AGENT_BYTES = 1024 * 1024  # of each of the agent's two folders: sockets and small files; a guess
 
 _HOSTS = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n"
 _MAX_SERVERS = 3  # what resolvers read (resolv.conf(5)); Kubernetes cuts there too
@@ -27,13 +29,16 @@ def hosts(pod: Mapping[str, Any], ip: str) -> str:
     return _HOSTS + own + "".join(lines)
 
 
-def resolv_conf(pod: Mapping[str, Any], machine: str) -> str:
-    """The text of /etc/resolv.conf: the machine's (none with the policy ``None``) and the pod's ``dnsConfig``.
+def resolv_conf(pod: Mapping[str, Any], machine: str, *, agent: bool = False) -> str:
+    """The text of /etc/resolv.conf: by ``dnsPolicy``, and the pod's ``dnsConfig``.
 
-    ``ClusterFirst`` is the machine's too: there is no DNS of the whole fabric.
+    ``None``: nothing else. ``Default``: the machine's. ``ClusterFirst``: the pod's agent, which knows the Services, with
+    Kubernetes' search domains; in a pod without ``agent`` the machine's.
     """
-    spec = pod.get("spec") or {}
-    lines = [] if spec.get("dnsPolicy") == "None" else machine.splitlines()
+    spec, policy = pod.get("spec") or {}, str((pod.get("spec") or {}).get("dnsPolicy") or "ClusterFirst")
+    lines = [] if policy == "None" else machine.splitlines()
+    if agent and policy.startswith("ClusterFirst"):
+        lines = _of_agent(str(pod["metadata"]["namespace"]), lines)
     config = spec.get("dnsConfig") or {}
     servers = [*_values(lines, "nameserver"), *(config.get("nameservers") or ())]
     searches = [*_values(lines, "search", "domain"), *(config.get("searches") or ())]
@@ -45,6 +50,13 @@ def resolv_conf(pod: Mapping[str, Any], machine: str) -> str:
     for name, words in (("search", list(dict.fromkeys(searches))), ("options", list(options.values()))):
         made += [f"{name} {' '.join(words)}\n"] if words else []
     return "".join(made)
+
+
+def _of_agent(namespace: str, machine: Iterable[str]) -> list[str]:
+    """The resolver that a pod's agent is; the machine's search domains come after those of the fabric."""
+    domains = (f"{namespace}.svc.{CLUSTER_DOMAIN}", f"svc.{CLUSTER_DOMAIN}", CLUSTER_DOMAIN)
+    searches = (*domains, *_values(machine, "search", "domain"))
+    return ["nameserver 127.0.0.1", f"search {' '.join(searches)}", "options ndots:5"]
 
 
 def _values(lines: Iterable[str], *names: str) -> list[str]:
@@ -70,6 +82,16 @@ def _on_loopback(line: str) -> bool:
     return name == "nameserver" and server.strip().startswith(_LOOPBACK)
 
 
+def make_agent_folders(pod_dir: Path) -> list[tuple[Path, int]]:
+    """The agent's two folders, its own and the one that it shows the pod's containers, with the sizes in memory."""
+    for name, mode in (("agent", 0o700), ("app", 0o755)):
+        path = pod_dir / name
+        path.mkdir(exist_ok=True)
+        path.chmod(mode)
+        os.chown(path, NOBODY, NOBODY)
+    return [(pod_dir / "agent", AGENT_BYTES), (pod_dir / "app", AGENT_BYTES)]
+
+
 def make_folders(pod_dir: Path, pod: Mapping[str, Any]) -> list[tuple[Path, int]]:
     """Make the pod's folders; answers those that are to be file systems in memory, with their sizes (0: default)."""
     for name in ("containers", "logs", "etc", "volumes", "shm"):
@@ -90,11 +112,13 @@ def make_folders(pod_dir: Path, pod: Mapping[str, Any]) -> list[tuple[Path, int]
     return in_memory
 
 
-def write_etc(pod_dir: Path, pod: Mapping[str, Any], ip: str) -> None:
+def write_etc(pod_dir: Path, pod: Mapping[str, Any], ip: str, *, agent: bool = False) -> None:
     """Write the files that are mounted over the images' /etc."""
+    machine = resolver()
     texts = {
         "hosts": hosts(pod, ip),
-        "resolv.conf": resolv_conf(pod, resolver()),
+        "resolv.conf": resolv_conf(pod, machine, agent=agent),
+        "agent-resolv.conf": machine,
         "hostname": f"{hostname(pod)}\n",
     }
     for name, text in texts.items():

@@ -4,10 +4,12 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
+import structlog
 import trio
 
 from machineplane.channels import Session
-from machineplane.runtime import record
+from machineplane.runtime import agent_calls, record
+from machineplane.runtime.agent_calls import Words
 from machineplane.runtime.attach import open_attach
 from machineplane.runtime.bundle import check_pod
 from machineplane.runtime.bundle.supported import all_containers, is_sidecar
@@ -26,7 +28,7 @@ from machineplane.runtime.execs import ExecRequest, open_exec
 from machineplane.runtime.forward import open_connection
 from machineplane.runtime.helper import connected
 from machineplane.runtime.image_gc import collect_images
-from machineplane.runtime.images import ImageStore
+from machineplane.runtime.images import ImageError, ImageStore
 from machineplane.runtime.images.collector import Collector
 from machineplane.runtime.images.make import ensure_pause
 from machineplane.runtime.images.peers import Peers
@@ -35,9 +37,9 @@ from machineplane.runtime.images.service import open_images
 from machineplane.runtime.krun.locate import look_for_krun
 from machineplane.runtime.logs import LogOptions, read_logs
 from machineplane.runtime.network import PodNetwork
-from machineplane.runtime.record import PodRecord
+from machineplane.runtime.record import AgentRecord, PodRecord
 from machineplane.runtime.remains import remove_orphans
-from machineplane.runtime.services import ObjectLookup, Services, no_objects
+from machineplane.runtime.services import Agents, ObjectLookup, Services, no_objects
 from machineplane.runtime.status import ContainerStatus, PodStatus
 from machineplane.runtime.worker import PodWorker
 from machineplane.runtime.zygote_client import Zygote
@@ -86,8 +88,9 @@ class Runtime:
             PodSpecError: it lacks the uid, name or namespace by which it could be recorded.
         """
         name = engine or self._services.config.default_engine
+        agent = AgentRecord() if await trio.to_thread.run_sync(self.has_agents) else None
         refusal = self._check(pod, name)
-        kept = _new_record(pod, attachment, name)
+        kept = _new_record(pod, attachment, name, agent)
         uid = kept.status.uid
         if uid in self._workers:
             raise PodExists(f"the pod {kept.status.namespace}/{kept.status.name} ({uid}) is here already")
@@ -108,6 +111,16 @@ class Runtime:
         self._nursery.start_soon(self._work, worker, False)
         await worker.settled.wait()
         return worker.book.status
+
+    def has_agents(self) -> bool:
+        """Whether pods get an agent: there is somebody behind them, and their image is here."""
+        if self._services.agents is None:
+            return False
+        try:
+            self._services.images.resolve(self._services.config.agent_image)
+        except ImageError:
+            return False
+        return True
 
     def _check(self, pod: Mapping[str, Any], engine: str) -> tuple[str, str] | None:
         """Why this pod cannot run here (reason and message), if so."""
@@ -223,6 +236,34 @@ class Runtime:
         """
         return open_connection(self._worker(uid), port)
 
+    # -- for the pods' agents
+
+    def report(self, uid: str, words: Words) -> None:
+        """Take in what a pod's agent says.
+
+        Raises:
+            PodNotFound: there is no such pod here.
+        """
+        agent_calls.report(self._worker(uid), words)
+
+    def claim_key(self, uid: str, key: str) -> bool:
+        """Bind this run of a pod's agent to a public key (hex); false where it has another one.
+
+        Raises:
+            PodNotFound: there is no such pod here, or it has no agent.
+        """
+        return agent_calls.claim_key(self._worker(uid), key)
+
+    def restart_container(self, uid: str, container: str, reason: str) -> None:
+        """Begin to end a container within the pod's grace, as its liveness probe wants; its restart policy does the rest.
+
+        Raises:
+            PodNotFound: there is no such pod here.
+            SessionUnavailable: no such container, or it does not run.
+        """
+        worker = self._worker(uid)
+        self._nursery.start_soon(agent_calls.begin_restart(worker, container, reason))
+
     # -- after a restart
 
     def adopt(self) -> None:
@@ -253,7 +294,9 @@ def _require_names(pod: Mapping[str, Any]) -> None:
         raise PodSpecError(f"metadata.uid {pod['metadata']['uid']!r} is longer than a UUID")
 
 
-def _new_record(pod: Mapping[str, Any], attachment: bytes, engine: str) -> PodRecord:
+def _new_record(
+    pod: Mapping[str, Any], attachment: bytes, engine: str, agent: AgentRecord | None
+) -> PodRecord:
     metadata = pod["metadata"]
     try:
         containers = tuple(
@@ -277,7 +320,7 @@ def _new_record(pod: Mapping[str, Any], attachment: bytes, engine: str) -> PodRe
         engine=engine,
         containers=containers,
     )
-    return PodRecord(status=status)
+    return PodRecord(status=status, agent=agent)
 
 
 def _broken_record(uid: str) -> PodRecord:
@@ -306,7 +349,11 @@ def _prepare_folders(config: RuntimeConfig) -> ImageStore:
 
 @asynccontextmanager
 async def open_runtime(
-    config: RuntimeConfig, network: PodNetwork, zygote: Zygote, lookup: ObjectLookup = no_objects
+    config: RuntimeConfig,
+    network: PodNetwork,
+    zygote: Zygote,
+    lookup: ObjectLookup = no_objects,
+    agents: Agents | None = None,
 ) -> AsyncIterator[Runtime]:
     """The runtime, with the pods of an earlier daemon adopted. Leaving it stops no pod."""
     images = await trio.to_thread.run_sync(_prepare_folders, config)
@@ -328,12 +375,19 @@ async def open_runtime(
             zygote=helper,
             changes=Changes(nursery),
             lookup=lookup,
+            agents=agents,
         )
         runtime = Runtime(services, nursery)
+        if agents is not None and not await trio.to_thread.run_sync(runtime.has_agents):
+            structlog.get_logger(room="runtime").warning(
+                "no-agent-image", image=config.agent_image, note="pods run without probes, names and traffic"
+            )
         await remove_orphans(services)
         runtime.adopt()
         collector = Collector(
-            store=images, settings=settings.garbage, pinned=frozenset((config.pause_image,))
+            store=images,
+            settings=settings.garbage,
+            pinned=frozenset((config.pause_image, config.agent_image)),
         )
         nursery.start_soon(collect_images, collector, runtime.images_in_use)
         yield runtime

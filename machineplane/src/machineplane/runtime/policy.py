@@ -1,5 +1,10 @@
 """Pure rules: when a container is restarted, after how long, and what phase its pod is in."""
 
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from attrs import evolve
+
 from machineplane.runtime.status import ContainerStatus, PodStatus, has_initialized
 
 # Kubernetes' numbers: the first restart at once, then 10 s doubling to 5 min, forgotten after 10 min of running.
@@ -27,6 +32,22 @@ def next_backoff(previous: float | None, ran_s: float) -> float:
     if previous is None or ran_s >= RESET_AFTER_S:
         return 0.0
     return min(previous * 2, MAX_BACKOFF_S) if previous else FIRST_BACKOFF_S
+
+
+def probes_of(pod: Mapping[str, Any], name: str) -> frozenset[str]:
+    """Which probes a container of this name has: readinessProbe, startupProbe, livenessProbe."""
+    spec = pod.get("spec") or {}
+    for container in (*(spec.get("initContainers") or ()), *(spec.get("containers") or ())):
+        if container.get("name") == name:
+            return frozenset(key for key in container if key.endswith("Probe") and container[key])
+    return frozenset()
+
+
+def with_standing(container: ContainerStatus, probes: Collection[str]) -> ContainerStatus:
+    """Whether a container is started and ready: if it runs, and, where it has ``probes`` for it, its agent has said so."""
+    started = container.state == "running" and ("startupProbe" not in probes or bool(container.said_started))
+    ready = started and ("readinessProbe" not in probes or bool(container.said_ready))
+    return evolve(container, started=started, ready=ready)
 
 
 def _finished(status: PodStatus, container: ContainerStatus) -> bool:

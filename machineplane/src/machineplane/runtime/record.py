@@ -4,7 +4,7 @@ import contextlib
 import os
 from pathlib import Path
 
-from attrs import frozen
+from attrs import field, frozen
 from cattrs.errors import BaseValidationError
 from cattrs.preconf.json import make_converter
 
@@ -15,14 +15,31 @@ _NAME = "pod.json"
 
 
 @frozen(kw_only=True)
+class AgentRecord:
+    """The pod's agent. ``id`` is its container's, empty while there is none; ``runs`` counts those that there were.
+
+    ``token`` and ``key`` are of this run: what it shows at its socket, and the public key (hex) that a pass was asked for.
+    """
+
+    token: str = field(default="", repr=False)
+    id: str = ""
+    runs: int = 0
+    key: str = ""
+
+
+@frozen(kw_only=True)
 class PodRecord:
-    """A pod as a restarted daemon needs it. ``infra_id`` is empty until the pod's network namespace is made."""
+    """A pod as a restarted daemon needs it. ``infra_id`` is empty until the pod's network namespace is made.
+
+    ``agent`` is None for a pod without one, which it is for good.
+    """
 
     status: PodStatus
     infra_id: str = ""
     infra_pid: int = 0
     verdict: str = ""  # a phase that stands whatever the containers do ("Failed")
     grace_s: float | None = None
+    agent: AgentRecord | None = None
     version: int = _VERSION
 
 

@@ -1,8 +1,9 @@
 """What all pods' workers share."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
+import trio
 from attrs import frozen
 
 from machineplane.runtime.changes import Changes
@@ -12,6 +13,20 @@ from machineplane.runtime.helper import HelperClient
 from machineplane.runtime.images import ImageStore
 from machineplane.runtime.images.service import ImageService
 from machineplane.runtime.network import PodNetwork
+from machineplane.runtime.status import PodStatus
+
+
+class Agents(Protocol):
+    """What stands behind the agents of the pods here. Another room's, and what joins them."""
+
+    def environment(self, pod: PodStatus) -> Mapping[str, str]:
+        """The variables of a pod's agent."""
+        ...
+
+    async def serve(self, uid: str, token: Callable[[], str], listener: trio.SocketListener) -> None:
+        """Answer the agent that connects to ``listener`` and shows what ``token`` says then; until cancelled."""
+        ...
+
 
 ObjectLookup = Callable[[bytes, str, str, str], Mapping[str, Any] | None]
 """The API object of a kind, namespace and name, newest of what this machine knows and of what came with the pod (the
@@ -36,3 +51,4 @@ class Services:
     zygote: HelperClient
     changes: Changes
     lookup: ObjectLookup
+    agents: Agents | None = None

@@ -41,9 +41,21 @@ class ContainerStatus:
     finished_at: int = 0
     restarts: int = 0
     ready: bool = False
+    started: bool = False
+    said_ready: bool | None = None  # by the pod's agent, of this run
+    said_started: bool | None = None
     init: bool = False
     sidecar: bool = False
     last: Termination | None = None
+
+
+@frozen(kw_only=True)
+class AgentSaid:
+    """The agent's last word of itself: its peer id (hex), its UDP port, and if it leads the lease's generation and term."""
+
+    peer: str
+    port: int
+    leads: tuple[int, int] | None = None
 
 
 @frozen(kw_only=True)
@@ -63,6 +75,8 @@ class PodStatus:
     started_at: int = 0
     containers: tuple[ContainerStatus, ...] = ()
     stopping: bool = False
+    agent: AgentSaid | None = None
+    agent_port: int = 0  # the machine's UDP port that leads to the agent; 0: none
     conditions_at: Mapping[str, int] = field(factory=dict)  # condition type -> when it last changed, ms
 
     @property
@@ -86,12 +100,12 @@ class PodGone:
 def has_initialized(container: ContainerStatus) -> bool:
     """Whether an init container is no longer waited for: it has ended well, or, if a sidecar, has started once."""
     if container.sidecar:
-        return container.state == "running" or container.last is not None or container.finished_at > 0
+        return container.started or container.last is not None or container.finished_at > 0
     return container.state == "terminated" and container.exit_code == 0
 
 
 def conditions(status: PodStatus) -> dict[str, bool]:
-    """Kubernetes' four pod conditions. There are no readiness probes yet: a running container is ready."""
+    """Kubernetes' four pod conditions."""
     apps = status.app_containers
     running = bool(apps) and all(container.ready for container in apps)
     live = status.phase not in {"Succeeded", "Failed"}
@@ -165,7 +179,7 @@ def _container_json(container: ContainerStatus) -> dict[str, Any]:
         "image": container.image,
         "imageID": container.image_id,
         "ready": container.ready,
-        "started": container.state == "running",
+        "started": container.started,
         "restartCount": container.restarts,
         "state": _state(container),
         "lastState": _terminated(container.last) if container.last else {},

@@ -1,14 +1,18 @@
 """One pod's task in the daemon: brings the pod up, keeps it, takes it down. A restarted daemon resumes it."""
 
 import signal
+from collections.abc import Callable
 from typing import Any
 
+import structlog
 import trio
 
 from machineplane.runtime import podfiles
+from machineplane.runtime.agent_task import AgentTask
 from machineplane.runtime.book import PodBook, now_ms
 from machineplane.runtime.bundle import BundleContext, infra_config
 from machineplane.runtime.bundle.supported import is_sidecar
+from machineplane.runtime.changes import PodEvent
 from machineplane.runtime.container_task import ContainerTask, log_path, new_id
 from machineplane.runtime.ending import end_gently, kill_all
 from machineplane.runtime.errors import (
@@ -32,6 +36,8 @@ from machineplane.runtime.shim_link import Exit, ShimLink
 from machineplane.runtime.status import PodGone, has_initialized
 
 INFRA = "infra.container"  # no DNS label, so no container of a pod can have this name
+
+AGENT_PORT = 4701  # the agent's UDP port in its pod; a guess: nothing is known to use it
 
 KILL_TIMEOUT_S = 10.0
 """How long a killed process may take to go (it may hang in the kernel, on a dead disk for instance)."""
@@ -57,6 +63,10 @@ class PodWorker:
         self.recovered = trio.Event()  # `records` are what they are going to be
         self.leftovers: list[str] = []
         self._link: ShimLink | None = None
+        self._live_pod: LivePod | None = None
+        self._agent: AgentTask | None = None
+        self._sidecars: dict[str, Callable[[], None]] = {}
+        self.being_restarted: set[str] = set()
 
     # -- what others ask
 
@@ -78,6 +88,26 @@ class PodWorker:
         if self._link is None or self._link.lost.is_set():
             raise HelperLost(f"pod {self.book.status.name} has no helper process at present")
         return self._link
+
+    @property
+    def live(self) -> LivePod:
+        """The pod with its helper.
+
+        Raises:
+            HelperLost: there is none at present.
+        """
+        if self._live_pod is None or self.link is not self._live_pod.link:
+            raise HelperLost(f"pod {self.book.status.name} has no helper process at present")
+        return self._live_pod
+
+    def reported(self) -> None:
+        """The pod's agent has told of its containers: sidecars that are waited for may have started."""
+        for look in tuple(self._sidecars.values()):
+            look()
+
+    def publish(self, event: PodEvent) -> None:
+        """Tell of something that happened to the pod."""
+        self._services.changes.publish(event)
 
     # -- the task
 
@@ -133,9 +163,9 @@ class PodWorker:
                 nursery.start_soon(link.listen)
                 self._link = link
                 with open_private(self._folder, await link.pid()) as private:
-                    live = self._enter(link, private)
+                    live = self._live_pod = self._enter(link, private)
                     if not self.book.record.verdict:
-                        await self._live(live, adopted=adopted)
+                        await self._live(live, nursery, adopted=adopted)
                     await self._take_down(live)
                 nursery.cancel_scope.cancel()
 
@@ -150,8 +180,11 @@ class PodWorker:
             services=self._services, book=self.book, link=link, private=private, records=self.records
         )
 
-    async def _live(self, live: LivePod, *, adopted: bool) -> None:
-        """Bring the pod up (or resume it) and keep its containers until a stop, or the infra container's end."""
+    async def _live(self, live: LivePod, outer: trio.Nursery, *, adopted: bool) -> None:
+        """Bring the pod up (or resume it) and keep its containers until a stop, or the infra container's end.
+
+        The agent, in ``outer``, goes on while they end.
+        """
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._cancel_on_stop, nursery.cancel_scope)
 
@@ -169,6 +202,9 @@ class PodWorker:
             except (HelperError, ImageError, PodError, OSError, *MALFORMED) as error:
                 fail("CreatePodSandboxError", str(error))
                 return
+            if self.book.record.agent and self._services.agents:
+                self._agent = AgentTask(live, self._services.agents)
+                outer.start_soon(self._agent.run)
             nursery.start_soon(self._containers, live)
             nursery.start_soon(watch_deadline, live, fail)
             nursery.start_soon(watch_storage, live, fail)
@@ -184,15 +220,33 @@ class PodWorker:
 
     async def _make_infra(self, live: LivePod) -> None:
         """The infra container, its network namespace wired up, and the pod's own files."""
-        pod, link = self.book.status.pod, live.link
-        for path, size in await trio.to_thread.run_sync(podfiles.make_folders, self._folder, pod):
+        pod, link, agent = self.book.status.pod, live.link, self.book.record.agent is not None
+        in_memory = await trio.to_thread.run_sync(podfiles.make_folders, self._folder, pod)
+        if agent:
+            in_memory += podfiles.make_agent_folders(self._folder)
+        for path, size in in_memory:
             await link.tmpfs(path, size)
         infra_id, pid = await self._create_infra(live)
         address = await self._network("attach", self.uid, pid)
-        podfiles.write_etc(self._folder, pod, address.ip)
+        podfiles.write_etc(self._folder, pod, address.ip, agent=agent)
         await link.start(infra_id)
         self.book.update(infra_id=infra_id, infra_pid=pid)
         self.book.update_status(ip=address.ip, started_at=now_ms())
+        await self._open_port()
+
+    async def _open_port(self) -> None:
+        """Have a port of the machine lead to the agent's; without one the pod is on its own machine only."""
+        agent = self.book.record.agent
+        if agent is None:
+            return
+        try:
+            port = int(await self._network("forward", self.uid, AGENT_PORT))
+        except NetworkFailed as error:
+            structlog.get_logger(room="runtime").warning(
+                "agent-not-reachable", pod=self.book.status.name, error=str(error)
+            )
+            port = 0
+        self.book.update_status(agent_port=port)
 
     async def _network(self, what: str, *arguments: Any) -> Any:
         """Ask the network room; whatever it raises is this pod's failure alone."""
@@ -259,8 +313,10 @@ class PodWorker:
             else:
                 self._settle()  # nobody waits for a pod whose sidecar does not come up
 
+        self._sidecars[container["name"]] = tried
         nursery.start_soon(ContainerTask(live, container, tried).run)
         await started.wait()
+        del self._sidecars[container["name"]]
 
     async def _end_sidecars(self, live: LivePod) -> None:
         """All else has ended: the sidecars are ended too, within the grace, and the pod's result stands."""
@@ -293,8 +349,10 @@ class PodWorker:
             if record.infra_id not in known:
                 raise HelperLost("it does not know the pod's infra container")
             await self._network("recover", self.uid, record.infra_pid)
+            await self._open_port()
         wanted = {container.id for container in self.book.status.containers if container.id} | {
-            record.infra_id
+            record.infra_id,
+            record.agent.id if record.agent else "",
         }
         for container_id, container in known.items():
             if container_id not in wanted or (
@@ -303,6 +361,9 @@ class PodWorker:
                 await self._discard(link, container_id)
         for status in self.book.status.containers:
             self._reconcile(link, status.name, known)
+            self.book.update_container(
+                status.name
+            )  # an earlier version may have judged its standing otherwise
 
     def _reconcile(self, link: ShimLink, name: str, known: dict[str, Any]) -> None:
         status = self.book.container(name)
@@ -333,6 +394,8 @@ class PodWorker:
         grace = self._grace if self._stop.is_set() else trio.move_on_after(self._own_grace())
         with grace:
             await end_gently(live)
+        if self._agent is not None:
+            await self._agent.end()
         with trio.move_on_after(KILL_TIMEOUT_S) as scope:
             await kill_all(live, spare=self.book.record.infra_id)
             await kill_all(live, spare="")

@@ -1,6 +1,12 @@
 """From a pod's spec and an image to the OCI configuration of its containers. Pure, but for reading the image's files."""
 
-from machineplane.runtime.bundle.config import Bundle, BundleContext, container_bundle, infra_config
+from machineplane.runtime.bundle.config import (
+    Bundle,
+    BundleContext,
+    agent_config,
+    container_bundle,
+    infra_config,
+)
 from machineplane.runtime.bundle.hostpolicy import HostPolicy
 from machineplane.runtime.bundle.objects import MissingReference
 from machineplane.runtime.bundle.supported import check_pod, check_spec
@@ -10,6 +16,7 @@ __all__ = [
     "BundleContext",
     "HostPolicy",
     "MissingReference",
+    "agent_config",
     "check_pod",
     "check_spec",
     "container_bundle",

@@ -44,6 +44,11 @@ _MAX_OPEN_FILES = 1024 * 1024  # as other runtimes have it; less where this proc
 _BEST_EFFORT_OOM_SCORE = 1000  # Kubernetes' value for pods that ask for nothing
 _INFRA_MEMORY = 64 * 1024 * 1024
 _INFRA_PIDS = 16
+# Guesses: an idle agent is meant to take 40 MiB, and each connection that it carries some more.
+_AGENT_RESOURCES = {"limits": {"memory": str(160 * 1024 * 1024)}, "requests": {"cpu": "100m"}}
+_AGENT_PIDS = 64
+AGENT_FOLDER = "/run/magik/agent"
+APP_FOLDER = "/run/magik/app"
 CLUSTER_DOMAIN = "cluster.local"  # Kubernetes' default
 TERMINATION_LOG = "/dev/termination-log"
 
@@ -52,7 +57,7 @@ TERMINATION_LOG = "/dev/termination-log"
 class BundleContext:
     """What a configuration needs beside the container's spec. ``layers`` are the image's, lowest first.
 
-    ``private`` is the container's folder in the pod's file system in memory.
+    ``private`` is the container's folder in the pod's file system in memory; ``agent``: whether the pod has an agent.
     """
 
     pod: Mapping[str, Any]
@@ -68,6 +73,7 @@ class BundleContext:
     policy: HostPolicy = field(factory=HostPolicy)
     infra_pid: int = 0
     pids_limit: int = 4096
+    agent: bool = False
 
     @property
     def spec(self) -> Mapping[str, Any]:
@@ -133,11 +139,21 @@ def _file_mounts(container: Mapping[str, Any], context: BundleContext, *, read_o
     files = {f"/etc/{name}": (etc / name, access) for name in ("hosts", "resolv.conf", "hostname")}
     message = str(container.get("terminationMessagePath") or TERMINATION_LOG)
     files[message] = (termination_log(context.bundle), "rw")
-    return [
+    mounts = [
         _mount(path, "bind", str(source), "bind", "rprivate", how)
         for path, (source, how) in files.items()
         if path not in own
     ]
+    if context.agent and APP_FOLDER not in own:
+        mounts.append(_agents_mount(context, APP_FOLDER, "ro"))
+    return mounts
+
+
+def _agents_mount(context: BundleContext, destination: str, access: str) -> Json:
+    """One of the two folders of a pod's agent."""
+    source = context.pod_dir / destination.rpartition("/")[2]
+    options = ("bind", "rprivate", "nosuid", "nodev", "noexec", access)
+    return _mount(destination, "bind", str(source), *options)
 
 
 def termination_log(bundle: Path) -> Path:
@@ -217,11 +233,7 @@ def container_bundle(container: Mapping[str, Any], context: BundleContext) -> Bu
 
 def _container_linux(container: Mapping[str, Any], context: BundleContext, granted: list[str]) -> Json:
     security = container.get("securityContext") or {}
-    shared = {"network": "net", "ipc": "ipc", "uts": "uts"}
-    namespaces: list[Json] = [{"type": "pid"}, {"type": "mount"}]
-    namespaces += [
-        {"type": kind, "path": f"/proc/{context.infra_pid}/ns/{name}"} for kind, name in shared.items()
-    ]
+    namespaces = _joined(context)
     resources = linux_resources(
         container.get("resources") or {}, context.pids_limit, f"{container['name']}.resources"
     )
@@ -231,6 +243,50 @@ def _container_linux(container: Mapping[str, Any], context: BundleContext, grant
     linux = _linux(context, resources, namespaces, masked=masked)
     seccomp = profile_of(security, context.security, granted, context.policy.seccomp_dir)
     return linux | ({"seccomp": seccomp} if seccomp is not None else {})
+
+
+def _joined(context: BundleContext) -> list[Json]:
+    """The namespaces of a container beside the infra container, which holds those that they share."""
+    shared = {"network": "net", "ipc": "ipc", "uts": "uts"}
+    own: list[Json] = [{"type": "pid"}, {"type": "mount"}]
+    return own + [
+        {"type": kind, "path": f"/proc/{context.infra_pid}/ns/{name}"} for kind, name in shared.items()
+    ]
+
+
+def agent_config(context: BundleContext, variables: Mapping[str, str]) -> Json:
+    """The configuration of the pod's agent: nobody, without capabilities, on a read-only root, beside the infra container.
+
+    Of the pod it sees the network and its own two folders; the resolver is the machine's.
+    """
+    etc = context.pod_dir / "etc"
+    files = {
+        "/etc/resolv.conf": etc / "agent-resolv.conf",
+        "/etc/hosts": etc / "hosts",
+        "/etc/hostname": etc / "hostname",
+    }
+    mounts = _system_mounts(context.pod_dir)
+    mounts += [_mount(path, "bind", str(source), "bind", "rprivate", "ro") for path, source in files.items()]
+    mounts += [_agents_mount(context, folder, "rw") for folder in (AGENT_FOLDER, APP_FOLDER)]
+    linux = _linux(context, linux_resources(_AGENT_RESOURCES, _AGENT_PIDS, "agent"), _joined(context))
+    linux["seccomp"] = profile_of({}, {}, (), None)
+    values = environment(variables, context.image.env, hostname(context.pod))
+    return {
+        "ociVersion": "1.0.2",
+        "process": {
+            "terminal": False,
+            "user": {"uid": NOBODY, "gid": NOBODY},
+            "args": [*context.image.entrypoint, *context.image.cmd],
+            "env": [f"{name}={value}" for name, value in values.items()],
+            "cwd": context.image.working_dir or "/",
+            "capabilities": {"bounding": [], "effective": [], "permitted": []},
+            "noNewPrivileges": True,
+            "rlimits": [_open_files()],
+        },
+        "root": {"path": str(context.bundle / "rootfs"), "readonly": True},
+        "mounts": mounts,
+        "linux": linux,
+    }
 
 
 def infra_config(context: BundleContext) -> Json:

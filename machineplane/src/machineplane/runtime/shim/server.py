@@ -209,10 +209,10 @@ class Shim:
         reply({"ok": True, "pid": os.getpid(), "creating": len(self._creating), "containers": listed})
 
     def _tmpfs(self, message: Message, reply: Reply) -> None:
-        """A file system in memory over a folder, whose mode and group it takes."""
+        """A file system in memory over a folder, whose mode and owners it takes."""
         path, size = str(message["path"]), f",size={int(message['size'])}" if message.get("size") else ""
         found = os.stat(path)
-        options = f"mode={found.st_mode & 0o7777:o},gid={found.st_gid}{size}"
+        options = f"mode={found.st_mode & 0o7777:o},uid={found.st_uid},gid={found.st_gid}{size}"
         libc.mount("tmpfs", path, "tmpfs", libc.MS_NOSUID | libc.MS_NODEV, options)
         reply({"ok": True})
 
