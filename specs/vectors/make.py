@@ -35,7 +35,7 @@ from magik_proto.messages import (
     Tender,
     Toleration,
 )
-from magik_proto.records import MachineRecord, ServiceRecord, Workload, canonical_json
+from magik_proto.records import HoldingRecord, MachineRecord, ServiceRecord, Workload, canonical_json
 from magik_proto.rpc import Request, Response, encode_frame
 from magik_proto.wire import SignedMessage, encode_message
 
@@ -212,10 +212,12 @@ def messages() -> list[tuple[SignedMessage, Identity]]:
         healthy=True,
         nonce=1,
     )
+    holding = HoldingRecord(peer=NODE.peer_id, holds="workload", id=str(RESOURCE), life=300, **when)
     newer = bid.evolve(extra={"price_ppm": 5})
     by_owner = [(message, OWNER) for message in (tender, award, disposal, workload)]
     hidden = machine.evolve(relays=(OWNER.peer_id,))
-    return [*by_owner, *((message, NODE) for message in (bid, newer, event, machine, hidden, service))]
+    by_node = (bid, newer, event, machine, hidden, service, holding)
+    return [*by_owner, *((message, NODE) for message in by_node)]
 
 
 def hexed(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Brief connections: for the hash table's calls with peers to which there is no other, and for nothing else.
+"""Brief connections: for the hash table's calls, and those that `Node.ask` makes, with peers to which there is no other.
 
 A lookup asks some dozen machines once. Its connections begin with the call itself instead of a greeting,
 carry no gossip, are no news to anybody, and make room for each other: at most `limits.briefs` each way. Of

@@ -9,7 +9,7 @@ with sockets.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from functools import partial
 
 import trio
@@ -37,7 +37,6 @@ from magik_mesh.streams import STREAM_ERRORS, FramedStream
 from magik_mesh.tls import Admitted, admit
 from magik_mesh.workers import Workers
 from magik_proto import codec
-from magik_proto.dht_frames import METHODS as BRIEF_METHODS
 from magik_proto.errors import RemoteProtocolError
 from magik_proto.identity import PeerId
 from magik_proto.rpc import Request, Response, encode_frame
@@ -136,7 +135,7 @@ class Connections:
             with trio.fail_after(self.config.timings.header):
                 stream = await connection.accept_stream()
                 payload = await FramedStream(stream).read_frame(MAX_HELLO)
-                request = _first_call(payload)
+                request = _first_call(payload, self.briefs.server.handlers)
                 if request.method == codes.HELLO:
                     await self._answer_hello(connection, stream, parse_hello(request.body))
                     return
@@ -322,10 +321,10 @@ class Connections:
         )
 
 
-def _first_call(payload: bytes | None) -> Request:
+def _first_call(payload: bytes | None, brief: Container[str]) -> Request:
     if payload is None:
         raise RemoteProtocolError("mesh.hello", "the first stream ended without a hello")
     request = Request.from_value(codec.decode(payload))
-    if request.method != codes.HELLO and request.method not in BRIEF_METHODS:
+    if request.method != codes.HELLO and request.method not in brief:
         raise RemoteProtocolError("mesh.hello", f"the first call is {request.method} instead of the hello")
     return request

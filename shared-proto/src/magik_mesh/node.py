@@ -10,9 +10,9 @@ import trio
 from structlog.typing import FilteringBoundLogger
 
 from magik_mesh import codes
-from magik_mesh.addresses import Address, OwnAddresses
+from magik_mesh.addresses import Address, OwnAddresses, text_of
 from magik_mesh.alarm import Alarm
-from magik_mesh.briefs import Briefs
+from magik_mesh.briefs import Brief, Briefs
 from magik_mesh.calls import Use, give_back, open_stream
 from magik_mesh.clock import Clock, unit_random
 from magik_mesh.config import NodeConfig
@@ -21,7 +21,7 @@ from magik_mesh.dht import HashTable
 from magik_mesh.dialer import Dialer
 from magik_mesh.dialing import DialPlan
 from magik_mesh.directory import Directory
-from magik_mesh.errors import MeshError, PeerUnreachable, RpcTimeout
+from magik_mesh.errors import MeshError, PeerUnreachable, RpcFailed, RpcTimeout
 from magik_mesh.hello import parse_records
 from magik_mesh.links import Link, LinkTable
 from magik_mesh.presence import Presence
@@ -31,9 +31,10 @@ from magik_mesh.relay_socket import SwitchSocket
 from magik_mesh.relaying import Relaying
 from magik_mesh.revoking import Revoking
 from magik_mesh.roster import PeerEvent, PeerInfo, Roster
-from magik_mesh.rpc_client import ReplyStream, ask_by, calling, milliseconds_until
+from magik_mesh.rpc_client import ReplyStream, ask, ask_by, calling, milliseconds_until
 from magik_mesh.rpc_server import Call, Handler, RpcServer
 from magik_mesh.stats import Stats
+from magik_mesh.streams import STREAM_ERRORS
 from magik_mesh.survey import SideSocket
 from magik_mesh.tending import Tending
 from magik_mesh.tls import Admitted, admission
@@ -43,6 +44,7 @@ from magik_proto.dht_frames import MAX_FRAME as MAX_TABLE_FRAME
 from magik_proto.dht_types import PutDone
 from magik_proto.errors import RemoteProtocolError
 from magik_proto.identity import BootstrapPeer, PeerId
+from magik_proto.kademlia import Contact, K
 from magik_proto.records import decode_record
 from magik_proto.rpc import MAX_FRAME
 from magik_proto.wire import SignedMessage, encode_message
@@ -74,6 +76,8 @@ class Node:
         self._nursery = nursery
         self._log = log
         self._handlers: dict[str, Handler] = {}
+        self._brief_handlers: dict[str, Handler] = {}
+        self._asks = trio.CapacityLimiter(max(1, config.limits.briefs // 2))
         self._alarm = Alarm()
         self._links = LinkTable(config.max_connections)
         self._roster = Roster(config.limits.events)
@@ -103,14 +107,16 @@ class Node:
 
     # -- calls
 
-    def handle(self, method: str, handler: Handler) -> None:
-        """Serve calls of `method` with `handler`; see `Call`.
+    def handle(self, method: str, handler: Handler, *, brief: bool = False) -> None:
+        """Serve calls of `method` with `handler`; see `Call`. `brief`: of machines as well that only `ask`.
 
         Register before the first await: what comes earlier is answered "unimplemented".
         """
         if method.startswith(_RESERVED) or method in self._handlers:
             raise ValueError(f"{method} has a handler already")
         self._handlers[method] = handler
+        if brief:
+            self._brief_handlers[method] = handler
 
     async def call(self, peer: PeerId, method: str, body: Any = None, *, timeout: float = 30.0) -> Any:
         """Ask `peer`, connecting first if need be; the answer's body.
@@ -128,6 +134,55 @@ class Node:
                 return await ask_by(self._alarm, at, await open_stream(link, at), method, body)
         except trio.TooSlowError:
             raise RpcTimeout(peer, method, timeout) from None
+
+    async def ask(
+        self, peer: PeerId, method: str, body: Any = None, *, at: Sequence[Address] = (), timeout: float = 5.0
+    ) -> Any:
+        """As `call`, of a method that is served briefly: without a connection in use where there is none.
+
+        `at` are addresses that the caller has heard of. Many such calls wait for each other: as many are under way
+        as half of the brief connections.
+        """
+        if peer in self._links:
+            return await self.call(peer, method, body, timeout=timeout)
+        if peer == self.id:
+            raise PeerUnreachable(peer, "it is this node itself")
+        try:
+            async with self._asks:
+                with trio.fail_after(timeout) as scope:
+                    return await self._ask(peer, method, body, at, scope)
+        except trio.TooSlowError:
+            raise RpcTimeout(peer, method, timeout) from None
+
+    async def _ask(
+        self, peer: PeerId, method: str, body: Any, at: Sequence[Address], scope: trio.CancelScope
+    ) -> Any:
+        brief = await self._brief(peer, at)
+        try:
+            assert brief.connection is not None
+            stream = await brief.connection.open_stream()
+            self.stats.calls_sent += 1
+            return await ask(stream, method, body, milliseconds_until(scope.deadline))
+        except STREAM_ERRORS as error:
+            raise PeerUnreachable(peer, str(error)) from error
+        except RemoteProtocolError as error:
+            text = f"the answer of {peer} cannot be understood: {error}"
+            raise RpcFailed(codes.MALFORMED, text) from error
+        finally:
+            self._briefs.release(brief)
+
+    async def _brief(self, peer: PeerId, at: Sequence[Address]) -> Brief:
+        """A brief connection: by what was heard, by what is known, by what the hash table finds."""
+        addresses = tuple(dict.fromkeys((*at, *self._presence.directory.addresses(peer))))
+        if addresses or self._relaying.client.relays_of(peer):
+            try:
+                return await self._briefs.reach(peer, addresses)
+            except PeerUnreachable:
+                if not await self._find(peer):
+                    raise
+        elif not await self._find(peer):
+            raise PeerUnreachable(peer, "nobody has told its address (yet)")
+        return await self._briefs.reach(peer, self._presence.directory.addresses(peer))
 
     @asynccontextmanager
     async def open_call(
@@ -210,6 +265,18 @@ class Node:
         """
         connected = len(self._links) + 1
         return max(connected, self._table.machine.size_estimate()) if self._presence.large else connected
+
+    @property
+    def large(self) -> bool:
+        """Whether the fabric has more machines than a node has connections: then nobody knows everybody."""
+        return self._presence.large
+
+    def contacts(self) -> tuple[Contact, ...]:
+        """The machines that this one is connected with, and then those that are nearest to it by position."""
+        linked = {peer: self._connections.info(peer).address for peer in self._links.peers()}
+        own = [Contact(peer, () if a is None else (text_of(a),)) for peer, a in linked.items()]
+        near = [contact for contact in self._table.nearest(K) if contact.peer not in linked]
+        return (*own, *near)
 
     async def _find(self, peer: PeerId) -> bool:
         """Whether the hash table knows how to reach a peer of which we have no record, a hint of an address at most."""
@@ -338,6 +405,7 @@ class Node:
         self._handlers[codes.REVOCATIONS] = self._revoking.answer
         self._handlers.update(self._relaying.handlers)
         self._handlers.update(self._table_handlers())
+        self._brief_handlers.update(self._table_handlers())
         self._pubsub.subscribe(codes.PRESENCE_TOPIC, self._presence.judge)
         if not self._config.policy.open:
             self._pubsub.subscribe(codes.REVOCATIONS_TOPIC, self._revoking.judge)
@@ -443,7 +511,7 @@ class Node:
             return await self._dialer.connect(peer, addresses, seconds)
 
         return Briefs(
-            self._config, self._clock, self._make_server(self._table_handlers(), MAX_TABLE_FRAME), dial
+            self._config, self._clock, self._make_server(self._brief_handlers, MAX_TABLE_FRAME), dial
         )
 
     def _make_server(self, handlers: Mapping[str, Handler], most: int = MAX_FRAME) -> RpcServer:

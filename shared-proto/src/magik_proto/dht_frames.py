@@ -16,7 +16,6 @@ from magik_proto.kademlia import MAX_ADDRESSES, Contact, K
 
 FIND: Final = "/magik/dht/find/1.0.0"
 STORE: Final = "/magik/dht/store/1.0.0"
-METHODS: Final = frozenset((FIND, STORE))
 
 MAX_RECORD: Final = 16 * 1024
 """Bytes of one record; four times a membership, the largest part of any (guess)."""

@@ -12,7 +12,7 @@ from magik_proto.dht_frames import MAX_RECORD
 from magik_proto.dht_types import Judged
 from magik_proto.errors import RemoteProtocolError
 from magik_proto.kademlia import key_of, position
-from magik_proto.records import SERVICE_LIFE_MS, MachineRecord, ServiceRecord
+from magik_proto.records import SERVICE_LIFE_MS, HoldingRecord, MachineRecord, ServiceRecord
 from magik_proto.replay import SKEW_MS
 from magik_proto.wire import SignedMessage
 
@@ -31,16 +31,20 @@ class Kind(Generic[R]):
     """One kind of record.
 
     `key` gives the 32 bytes under which a record lies: it alone says so, never who hands it over. It lives
-    `life_ms` from its own timestamp. `admit(record, wall_ms)` raises RemoteProtocolError for a signer who
-    may not have such records (membership, a workload's identity).
+    `life_ms` from its own timestamp, or as long as that says of the record. `admit(record, wall_ms)` raises
+    RemoteProtocolError for a signer who may not have such records (membership, a workload's identity).
     """
 
     name: str
     record: type[R]
-    life_ms: int
+    life_ms: int | Callable[[R], int]
     key: Callable[[R], bytes]
     precedence: Callable[[R], Any]
     admit: Callable[[R, int], None] = _anyone
+
+    def life_of(self, record: R) -> int:
+        """How long a record holds after its timestamp, in ms."""
+        return self.life_ms if isinstance(self.life_ms, int) else self.life_ms(record)
 
 
 def machine_kind(admit: Callable[[MachineRecord, int], None] = _anyone) -> Kind[MachineRecord]:
@@ -72,6 +76,23 @@ def service_key(workload_id: str) -> bytes:
     return key_of(b"service\0" + workload_id.encode())
 
 
+def holding_kind(admit: Callable[[HoldingRecord, int], None] = _anyone) -> Kind[HoldingRecord]:
+    """What machines tell that they have, all who have one thing under the hash of its name."""
+    return Kind(
+        name="holding",
+        record=HoldingRecord,
+        life_ms=lambda record: record.life * 1000,
+        key=lambda record: holding_key(record.holds, record.id),
+        precedence=lambda record: record.timestamp,
+        admit=admit,
+    )
+
+
+def holding_key(holds: str, id: str) -> bytes:
+    """Where it lies who has something of a thing, as ``workload`` and ``default/Deployment/nginx``."""
+    return key_of(holds.encode() + b"\0" + id.encode())
+
+
 class Kinds:
     """The kinds that one hash table keeps; what is of no other is refused."""
 
@@ -91,7 +112,7 @@ class Kinds:
         kind = self._kinds[type(record)]
         if record.timestamp > wall_ms + SKEW_MS:
             raise RemoteProtocolError("freshness.skew", f"the {kind.name} record is from the future")
-        left_ms = record.timestamp + kind.life_ms - wall_ms
+        left_ms = record.timestamp + kind.life_of(record) - wall_ms
         if left_ms <= 0:
             raise RemoteProtocolError("dht.expired", f"the {kind.name} record ended {-left_ms} ms ago")
         signing.verify(record)

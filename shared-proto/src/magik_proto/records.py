@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from typing import Any, ClassVar, Final
 from uuid import UUID
@@ -24,6 +25,7 @@ from magik_proto.wire import SignedMessage, decode_as, encode_message
 
 __all__ = [
     "RECORDS",
+    "HoldingRecord",
     "MachineRecord",
     "ServiceRecord",
     "Workload",
@@ -38,11 +40,16 @@ SERVICE_LIFE_MS: Final = 15_000
 SERVICE_ANNOUNCE_MS: Final = 5_000
 MAX_ADDRESSES: Final = 16
 MAX_LABELS: Final = 64
+MAX_HOLDING_LIFE_S: Final = 3600
+"""Of a holding record, in seconds: what nobody renews for an hour is not there any more (guess)."""
+MAX_HOLDING_ID: Final = 640
+"""Characters of a holding's id: a resource id has 63 + 63 + 253 and two strokes, an image's name 512."""
 MAX_RELAYS: Final = 4
 """Relays of a machine in its record: twice what it keeps."""
 
 _peer = fields.instance(PeerId)
 _addresses = fields.sequence(fields.address, MAX_ADDRESSES)
+_holds = fields.matching(re.compile(r"[a-z]([-a-z0-9]{0,30}[a-z0-9])?"), "a word of at most 32 small letters")
 _cap_name = fields.matching(fields.FIELD_NAME, "a name in snake_case")
 
 
@@ -51,6 +58,12 @@ def _cap_value(_: Any, attribute: Any, value: Any) -> None:
         return
     if type(value) is not bool and not (type(value) is str and len(value) <= 256):
         raise fields.fail(attribute, "holds booleans, unsigned integers and texts of at most 256 characters")
+
+
+def _holding_id(_: Any, attribute: Any, value: Any) -> None:
+    fields.text(MAX_HOLDING_ID)(_, attribute, value)
+    if not value:
+        raise fields.fail(attribute, "must not be empty")
 
 
 def canonical_json(value: Any) -> bytes:
@@ -212,7 +225,35 @@ class ServiceRecord(SignedMessage):
             raise RemoteProtocolError("signature.identity-mismatch", f"workload_id is not {self.resource}")
 
 
-RECORDS: Final[tuple[type[SignedMessage], ...]] = (Workload, MachineRecord, ServiceRecord)
+@frozen(kw_only=True)
+class HoldingRecord(SignedMessage):
+    """A machine tells that it has something of what `holds` and `id` name, for `life` seconds from now.
+
+    As ``workload`` ``default/Deployment/web``: a pod of it runs there. It is a hint of whom to ask. `member` is as a
+    machine record's.
+    """
+
+    TYPE: ClassVar[str] = "holding"
+
+    peer: PeerId = field(validator=_peer)
+    holds: str = field(validator=_holds)
+    id: str = field(validator=_holding_id)
+    life: int = field(validator=fields.integer(1, MAX_HOLDING_LIFE_S))
+    member: bytes | None = field(default=None, validator=fields.optional(fields.octets(1, 4096)), repr=False)
+    timestamp: int = field(validator=fields.timestamp)
+
+    @property
+    def signer(self) -> PeerId:
+        """The machine."""
+        return self.peer
+
+    @property
+    def replay_id(self) -> bytes:
+        """Type and what it has."""
+        return b"holding" + f"{self.holds}\0{self.id}".encode()
+
+
+RECORDS: Final[tuple[type[SignedMessage], ...]] = (Workload, MachineRecord, ServiceRecord, HoldingRecord)
 _RECORDS: Final = wire.Family(RECORDS)
 
 

@@ -17,12 +17,20 @@ from magik_proto.dht_frames import (
     store_value,
     stored_value,
 )
-from magik_proto.dht_kinds import MACHINE_LIFE_MS, Kinds, machine_kind, service_key, service_kind
+from magik_proto.dht_kinds import (
+    MACHINE_LIFE_MS,
+    Kinds,
+    holding_key,
+    holding_kind,
+    machine_kind,
+    service_key,
+    service_kind,
+)
 from magik_proto.dht_types import Find, Found, Store, Stored
 from magik_proto.errors import RemoteProtocolError
 from magik_proto.identity import Identity
 from magik_proto.kademlia import Contact, position
-from magik_proto.records import SERVICE_LIFE_MS, MachineRecord, ServiceRecord
+from magik_proto.records import SERVICE_LIFE_MS, HoldingRecord, MachineRecord, ServiceRecord
 from magik_proto.testing.builders import peer
 from magik_proto.wire import encode_message
 
@@ -150,6 +158,16 @@ def test_a_replicas_record_lies_under_its_workload() -> None:
     assert judged.life_s == SERVICE_LIFE_MS / 1000
     assert judged.precedence < BOTH.judge(service(version=4, ts=NOW - 5), NOW).precedence
     assert refused_by(BOTH, service(), NOW + SERVICE_LIFE_MS) == "dht.expired"
+
+
+def test_what_a_machine_has_lies_under_its_name_for_as_long_as_it_says() -> None:
+    name = {"holds": "image", "id": "sha256:ab", "life": 90}
+    record = HoldingRecord(peer=MACHINE.peer_id, **name, timestamp=NOW, nonce=7)  # type: ignore[arg-type]
+    kinds = Kinds([holding_kind()])
+    judged = kinds.judge(encode_message(signing.sign(record, MACHINE)), NOW + 30_000)
+    assert (judged.kind, judged.key) == ("holding", holding_key("image", "sha256:ab"))
+    assert (judged.life_s, judged.precedence) == (60.0, NOW)
+    assert holding_key("image", "x") != holding_key("workload", "x")
 
 
 def test_who_signs_for_another_workload_or_not_at_all_is_refused() -> None:

@@ -6,7 +6,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from magik_mesh import Call, MeshLimits, Node, PeerUnreachable
+from magik_mesh import Call, MeshLimits, Node, PeerUnreachable, RpcFailed
 from magik_mesh.testing import (
     MemoryFabric,
     bootstrap_to,
@@ -17,6 +17,7 @@ from magik_mesh.testing import (
     until,
 )
 from magik_proto.dht_types import Find
+from magik_proto.identity import PeerId
 
 METHOD = "/test/echo/1.0.0"
 # So few that most machines of the fabric are strangers to each other.
@@ -73,6 +74,45 @@ async def test_the_seed_may_go_and_a_large_fabric_has_few_connections(autojump_c
             for node in fabric.nodes[1:14]:
                 assert await found_by(node, newcomer, 2.0)
                 assert await found_by(newcomer, node, 2.0)
+
+
+async def test_a_stranger_is_asked_without_a_connection_in_use(autojump_clock: MockClock) -> None:
+    async with memory_fabric(14, max_connections=4, limits=FEW) as fabric:
+        for node in fabric.nodes:
+            node.handle(METHOD, echo, brief=True)
+            node.handle("/test/greeted/1.0.0", echo)
+        await trio.sleep(30.0)
+        asker = fabric.nodes[0]
+        assert asker.large
+        before = set(peers_of(asker))
+        strangers = [n.id for n in fabric.nodes[1:] if n.id not in before]
+        answers: list[object] = []
+
+        async def ask(peer: PeerId) -> None:
+            answers.append(await asker.ask(peer, METHOD, peer.raw, timeout=8.0))
+
+        async with trio.open_nursery() as nursery:
+            for peer in strangers:
+                nursery.start_soon(ask, peer)
+        assert sorted(map(str, answers)) == sorted(str(peer.raw) for peer in strangers) and len(answers) >= 9
+        assert set(peers_of(asker)) <= before, "no connection was made for it"
+        with pytest.raises(RpcFailed, match="unimplemented"):
+            await asker.ask(strangers[0], "/test/greeted/1.0.0")
+        with pytest.raises(PeerUnreachable, match="told its address"):
+            await asker.ask(identity_of(99).peer_id, METHOD, timeout=10.0)
+
+
+async def test_connections_and_neighbours_together_lead_to_everybody(autojump_clock: MockClock) -> None:
+    async with memory_fabric(14, max_connections=4, limits=FEW) as fabric:
+        await trio.sleep(30.0)
+        by_id = {node.id: node for node in fabric.nodes}
+        reached, ahead = {fabric.nodes[0].id}, [fabric.nodes[0]]
+        while ahead:
+            for contact in ahead.pop().contacts():
+                if contact.peer not in reached:
+                    reached.add(contact.peer)
+                    ahead.append(by_id[contact.peer])
+        assert reached == set(by_id)
 
 
 async def test_garbage_in_a_find_is_refused_and_nothing_else(autojump_clock: MockClock) -> None:

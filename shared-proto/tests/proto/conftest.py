@@ -22,7 +22,7 @@ from magik_proto.messages import (
     Tender,
     Toleration,
 )
-from magik_proto.records import MachineRecord, ServiceRecord, Workload
+from magik_proto.records import HoldingRecord, MachineRecord, ServiceRecord, Workload
 from magik_proto.wire import SignedMessage, encode_message
 
 NOW = 1_700_000_000_000
@@ -166,6 +166,12 @@ def samples(owner: Identity, node: Identity) -> dict[str, SignedMessage]:
             ),
             node,
         ),
+        (
+            HoldingRecord(
+                peer=node.peer_id, holds="workload", id=str(resource), life=300, member=b"member", **when
+            ),
+            node,
+        ),
     ]
     messages += credentials(owner, node)
     return {message.TYPE: signing.sign(message, identity) for message, identity in messages}
@@ -204,7 +210,7 @@ def credentials(root: Identity, delegate: Identity) -> list[tuple[SignedMessage,
 
 TYPES = [
     *("tender", "bid", "award", "event", "disposal"),
-    *("workload", "machine", "service"),
+    *("workload", "machine", "service", "holding"),
     *("delegation", "member", "revocations"),
 ]
 

@@ -253,6 +253,9 @@ BAD: list[tuple[str, str, Any]] = [
     ("service", "ports", {"http": 0}),
     ("service", "ports", {"a" * 16: 80}),
     ("service", "ready", 1),
+    ("holding", "id", ""),
+    ("holding", "id", "x" * 641),
+    ("holding", "life", 3601),
 ]
 
 

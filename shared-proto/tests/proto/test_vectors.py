@@ -94,7 +94,7 @@ def test_keys() -> None:
 def test_messages(vector: Any) -> None:
     data = bytes.fromhex(vector["encoding"])
     kind = vector["type"].partition("/")[0]
-    decode = decode_record if kind in ("workload", "machine", "service") else decode_message
+    decode = decode_record if kind in ("workload", "machine", "service", "holding") else decode_message
     message = decode(data)
     signing.verify(message)
     assert str(message.signer) == vector["signer"]

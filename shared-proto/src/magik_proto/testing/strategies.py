@@ -23,7 +23,7 @@ from magik_proto.messages import (
     Tender,
     Toleration,
 )
-from magik_proto.records import MachineRecord, ServiceRecord, Workload, canonical_json
+from magik_proto.records import HoldingRecord, MachineRecord, ServiceRecord, Workload, canonical_json
 
 PPM = 1_000_000
 _names = st.from_regex(r"[a-z]([a-z0-9]{0,8}[a-z0-9])?", fullmatch=True)
@@ -231,8 +231,18 @@ revocations: st.SearchStrategy[Revocations] = st.builds(
     issued=_timestamps,
     nonce=_nonces,
 )
-records: st.SearchStrategy[Workload | MachineRecord | ServiceRecord] = st.one_of(
-    workloads, machine_records, service_records
+holding_records: st.SearchStrategy[HoldingRecord] = st.builds(
+    HoldingRecord,
+    peer=peer_ids,
+    holds=st.sampled_from(["workload", "image"]),
+    id=st.text(min_size=1, max_size=40),
+    life=st.integers(1, 3600),
+    member=st.one_of(st.none(), st.binary(min_size=1, max_size=200)),
+    timestamp=_timestamps,
+    nonce=_nonces,
+)
+records: st.SearchStrategy[Workload | MachineRecord | ServiceRecord | HoldingRecord] = st.one_of(
+    workloads, machine_records, service_records, holding_records
 )
 credentials: st.SearchStrategy[Delegation | Member | Revocations] = st.one_of(
     delegations, members, revocations
