@@ -25,7 +25,9 @@ async def test_who_it_is_told_of_has_to_prove_that_identity(autojump_clock: Mock
         assert peers_of(a) == peers_of(b) == []
 
 
-async def test_one_that_was_given_up_is_dialled_at_once_when_it_is_told_of_again(autojump_clock: MockClock) -> None:
+async def test_one_that_was_given_up_is_dialled_at_once_when_it_is_told_of_again(
+    autojump_clock: MockClock,
+) -> None:
     fabric = MemoryFabric()
     async with fabric.open(config_of(2, bootstrap=())) as b:
         b.introduce(*bootstrap_to(1))
