@@ -7,15 +7,10 @@ answers, or does not, is a result; nothing it sends is kept but the first bytes.
 from __future__ import annotations
 
 import ssl
-import struct
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable
 from typing import Final
 from urllib.parse import urljoin, urlsplit
 
-import h2.config
-import h2.connection
-import h2.events
-import h2.exceptions
 import h11
 import trio
 from attrs import evolve, frozen
@@ -26,9 +21,6 @@ HOST: Final = "127.0.0.1"
 MAX_REDIRECTS: Final = 10
 """As the kubelet's HTTP client; at more the check has failed."""
 READ_BYTES: Final = 16_384
-MAX_ANSWER: Final = 65_536
-"""Bytes of a gRPC answer that are looked at; a health answer has a few. At more the check has failed."""
-_SERVING: Final = 1  # grpc.health.v1.HealthCheckResponse.ServingStatus
 
 
 @frozen
@@ -50,7 +42,7 @@ async def carry_out(probe: Probe, execute: Execute) -> Result:
             return await _check(probe.check, probe.timeout, execute)
         except (OSError, trio.BrokenResourceError, ssl.SSLError) as error:
             return Result(False, str(error))
-        except (h11.RemoteProtocolError, h2.exceptions.ProtocolError) as error:
+        except h11.RemoteProtocolError as error:
             return Result(False, f"malformed answer: {error}")
     return Result(False, f"no answer within {probe.timeout:g} s")
 
@@ -62,8 +54,11 @@ async def _check(check: Check, timeout: float, execute: Execute) -> Result:
         case TcpSocket(port):
             await (await trio.open_tcp_stream(HOST, port)).aclose()
             return Result(True)
-        case Grpc():
-            return await _grpc(check)
+        case Grpc(port, service):
+            # Few pods have such probes, and h2 takes a megabyte.
+            from workplane.grpc import ask_health
+
+            return Result(*await ask_health(port, service))
         case Exec(command):
             return await execute(command, timeout)
 
@@ -130,79 +125,3 @@ def _unverified() -> ssl.SSLContext:
     context = ssl.create_default_context()
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     return context
-
-
-# -- gRPC (health/v1), by the wire forms of "gRPC over HTTP/2" and protobuf
-
-
-async def _grpc(check: Grpc) -> Result:
-    connection = h2.connection.H2Connection(h2.config.H2Configuration(header_encoding="utf-8"))
-    connection.initiate_connection()
-    stream_id = connection.get_next_available_stream_id()
-    connection.send_headers(stream_id, _grpc_headers(check))
-    connection.send_data(stream_id, _grpc_message(check.service), end_stream=True)
-    async with await trio.open_tcp_stream(HOST, check.port) as stream:
-        status, answer = await _grpc_answer(stream, connection)
-    if status != "0":
-        return Result(False, f"gRPC status {status or 'missing'}")
-    return Result(answer[5:7] == bytes([0x08, _SERVING]), "the service is not SERVING")
-
-
-def _grpc_headers(check: Grpc) -> list[tuple[str, str]]:
-    return [
-        (":method", "POST"),
-        (":scheme", "http"),
-        (":path", "/grpc.health.v1.Health/Check"),
-        (":authority", f"{HOST}:{check.port}"),
-        ("te", "trailers"),
-        ("content-type", "application/grpc"),
-    ]
-
-
-def _grpc_message(service: str) -> bytes:
-    """HealthCheckRequest{service = 1}, after a byte (not compressed) and the length."""
-    name = service.encode()
-    body = b"\x0a" + _varint(len(name)) + name if name else b""
-    return struct.pack(">BI", 0, len(body)) + body
-
-
-def _varint(number: int) -> bytes:
-    out = bytearray()
-    while number > 0x7F:
-        out.append(number & 0x7F | 0x80)
-        number >>= 7
-    return bytes([*out, number])
-
-
-def _header(headers: Iterable[tuple[str | bytes, str | bytes]], name: str) -> str:
-    """A header's value; h2 decodes, as it is configured here, and its types do not know it."""
-    return next((str(value) for key, value in headers if key == name), "")
-
-
-async def _grpc_answer(
-    stream: trio.SocketStream, connection: h2.connection.H2Connection
-) -> tuple[str, bytes]:
-    """The call's status and message, when its stream has ended."""
-    status, answer = "", b""
-    while True:
-        await stream.send_all(connection.data_to_send())
-        data = await stream.receive_some(READ_BYTES)
-        if not data:
-            raise trio.BrokenResourceError("the connection ended before the answer")
-        for event in connection.receive_data(bytes(data)):
-            match event:
-                case (
-                    h2.events.ResponseReceived(headers=headers) | h2.events.TrailersReceived(headers=headers)
-                ):
-                    status = _header(headers or (), "grpc-status") or status
-                case h2.events.DataReceived(data=part):
-                    answer += part or b""
-                    if len(answer) > MAX_ANSWER:
-                        raise trio.BrokenResourceError(f"an answer of more than {MAX_ANSWER} bytes")
-                    connection.acknowledge_received_data(
-                        event.flow_controlled_length or 0, event.stream_id or 0
-                    )
-                case h2.events.StreamEnded():
-                    return status, answer
-                case h2.events.StreamReset() | h2.events.ConnectionTerminated():
-                    raise trio.BrokenResourceError("the call was refused")

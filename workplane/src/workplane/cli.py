@@ -5,10 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import click
-import trio
 
 from workplane import __version__
-from workplane.app import run
 from workplane.config import (
     WORKLOAD_KINDS,
     Config,
@@ -21,6 +19,7 @@ from workplane.config import (
     parse_url,
 )
 from workplane.credentials import CREDENTIALS, CredentialsError, take
+from workplane.lean import importing
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -94,6 +93,10 @@ def main(**options: Any) -> None:
             )
     except (ConfigError, CredentialsError) as error:
         raise click.UsageError(str(error)) from error
+    with importing():  # only now: a wrong value is told at once
+        import trio
+
+        from workplane.app import run
     sys.exit(trio.run(run, config, credentials))
 
 
