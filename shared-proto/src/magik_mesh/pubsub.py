@@ -12,6 +12,7 @@ from __future__ import annotations
 import ipaddress
 from collections import deque
 from collections.abc import Awaitable, Callable
+from math import inf
 from random import Random
 from typing import Any
 
@@ -117,6 +118,7 @@ class PubSub:
         self._topics: dict[str, trio.MemorySendChannel[Validate]] = {}
         self._waiting: list[tuple[Validator, trio.MemoryReceiveChannel[Validate]]] = []
         self._new_topic = trio.Event()
+        self._nap = trio.CancelScope()  # ends when the gossip machine is to be polled
 
     def subscribe(self, topic: str, validate: Validator) -> None:
         """Take `topic`. Its messages are judged one after the other, in the order of their arrival."""
@@ -174,9 +176,10 @@ class PubSub:
 
     async def _beat(self) -> None:
         while True:
-            # Before its first event the machine has no time-out; it sets one with its first event, and
-            # beats late once.
-            await trio.sleep_until(self._gossip.next_timeout() or self._clock.now() + 1.0)
+            with trio.CancelScope() as self._nap:
+                due = self._gossip.next_timeout()
+                self._nap.deadline = inf if due is None else due
+                await trio.sleep_forever()
             self._carry_out(self._gossip.poll(self._clock.now()))
 
     async def _judge(self, validate: Validator, messages: trio.MemoryReceiveChannel[Validate]) -> None:
@@ -200,6 +203,9 @@ class PubSub:
 
     def _step(self, event: GossipEvent) -> None:
         self._carry_out(self._gossip.receive(event, self._clock.now()))
+        due = self._gossip.next_timeout()
+        if due is not None and due < self._nap.deadline:
+            self._nap.deadline = due
 
     def _carry_out(self, outputs: list[GossipOutput]) -> None:
         value: dict[str, Any] | None = None

@@ -11,6 +11,7 @@ Departures, on purpose:
 - a machine's own messages go to all connected subscribers (flood publishing);
 - peers outside the mesh hear ids in turn, so that each hears of each message, however many of them are hostile;
 - who says to have a message that was asked of another is asked next, should the other not send it;
+- where the mesh does not echo a message, all others hear of it at once, and who had to be asked for it is grafted;
 - ids are hashes of the content, and frames carry no origin (`magik_proto.gossip_frames`); messages are signed
   inside, and whoever validates them names the signer;
 - no peer exchange: the mesh node finds peers in other ways;
@@ -30,6 +31,7 @@ import attrs
 
 from magik_proto.errors import LocalProtocolError
 from magik_proto.gossip_cache import MessageCache, SeenCache
+from magik_proto.gossip_echo import Alone, Echoes
 from magik_proto.gossip_frames import (
     MAX_IDS,
     MAX_PAYLOAD,
@@ -61,7 +63,7 @@ from magik_proto.gossip_types import (
     Validated,
     Verdict,
 )
-from magik_proto.gossip_wants import Wants
+from magik_proto.gossip_wants import Wants, Worth
 from magik_proto.identity import PeerId
 from magik_proto.machine import RandomSource
 
@@ -93,6 +95,7 @@ class _Pending:
     topic: str
     payload: bytes
     senders: dict[PeerId, None]  # in the order in which they sent it; they need no copy
+    asked: bool  # the first sent it because we asked
 
 
 class Gossip:
@@ -111,6 +114,7 @@ class Gossip:
         self._scores = self._meshes.scores
         kept_s = (config.history - config.history_told - 1) * config.heartbeat_s
         self._wants = Wants(config.ask_again_s, config.promise_s, kept_s, config.max_open)
+        self._echoes = Echoes(config.alone_s, config.echoes, config.max_pending)
         self._pending: dict[bytes, _Pending] = {}
         self._seen = SeenCache(config.seen_life_s, config.max_seen)
         self._rejected = SeenCache(config.seen_life_s, config.max_rejected)
@@ -132,8 +136,12 @@ class Gossip:
         return self._scores.score(peer, now)
 
     def next_timeout(self) -> float | None:
-        """The next heartbeat; None before the first event."""
-        return self._heartbeat
+        """The next heartbeat, or what is due before; None before the first event."""
+        least = self._heartbeat
+        for due in (self._wants.next_timeout(), self._echoes.next_timeout()):
+            if due is not None and (least is None or due < least):
+                least = due
+        return least
 
     def receive(self, event: GossipEvent, now: float) -> list[GossipOutput]:
         """Take one event in; see the class for errors."""
@@ -164,13 +172,17 @@ class Gossip:
         raise LocalProtocolError(f"not an event of gossip: {event!r}")
 
     def poll(self, now: float) -> list[GossipOutput]:
-        """Beat, if it is time: mend the mesh, tell ids, ask anew, forget what is old."""
-        if self._heartbeat is None or now < self._heartbeat:
-            return []
+        """Ask anew and tell ids where it is time; beat, if it is: mend the mesh, tell ids, forget what is old."""
+        outputs = self._ask_anew(now) + self._tell_alone(now)
+        if self._heartbeat is not None and now >= self._heartbeat:
+            outputs += self._on_heartbeat(now)
+        return outputs
+
+    def _on_heartbeat(self, now: float) -> list[GossipOutput]:
         self._heartbeat = now + self._config.heartbeat_s
         self._beat += 1
         self._forget(now)
-        outputs = self._ask_anew(now)
+        outputs: list[GossipOutput] = []
         for topic in self._meshes.topics:
             outputs += self._meshes.mend(topic, self._beat, now)
             outputs += self._tell_ids(topic, now)
@@ -198,7 +210,7 @@ class Gossip:
         if self._peers.get(peer) is not None:
             self._meshes.drop(peer, now)
             self._peers.remove(peer)
-            self._wants.gone(peer)
+            self._wants.gone(peer, now)
             self._scores.gone(peer, now)
         return []
 
@@ -251,14 +263,14 @@ class Gossip:
         if topic not in self._meshes:
             return []
         key = message_id(topic, payload)
-        if self._wants.came(key, peer):
+        if asked := self._wants.came(key, peer):
             self._scores.promise(peer, now, kept=True)
         if key in self._seen:
             return self._on_duplicate(key, peer, topic, now)
         if len(self._pending) >= self._config.max_pending:
             return []
         self._seen.add(key, now)
-        self._pending[key] = _Pending(topic, payload, {peer: None})
+        self._pending[key] = _Pending(topic, payload, {peer: None}, asked)
         return [Validate(key, topic, payload, peer), *self._refuse_copies(key, peer, topic, len(payload))]
 
     def _on_duplicate(self, key: bytes, peer: PeerId, topic: str, now: float) -> list[GossipOutput]:
@@ -269,6 +281,7 @@ class Gossip:
             return [self._blame(peer, topic, now)]
         else:
             self._scores.came_again(key, peer, now)
+            self._echoes.heard(key, peer)
         return []
 
     def _refuse_copies(self, key: bytes, source: PeerId, topic: str, size: int) -> list[GossipOutput]:
@@ -300,9 +313,10 @@ class Gossip:
         # Of a large message others were told that it is here: they owe no copy.
         measure = origin if len(message.payload) < self._config.large else None
         self._scores.accepted(key, topic, measure, senders, mesh, now)
+        first = next(iter(senders))
+        self._echoes.passed(Alone(key, topic, first if message.asked else None), senders, mesh, now)
         targets = [peer for peer in mesh if peer not in senders and not self._has(peer, key)]
-        delivered = Deliver(topic, message.payload, next(iter(senders)))
-        return [delivered, *_forward(targets, topic, message.payload)]
+        return [Deliver(topic, message.payload, first), *_forward(targets, topic, message.payload)]
 
     def _has(self, peer: PeerId, key: bytes) -> bool:
         known = self._peers.get(peer)
@@ -332,6 +346,7 @@ class Gossip:
         for topic, payload in frame.publish:
             outputs += self._on_message(peer, topic, payload, now)
         for key in frame.idontwant:
+            self._echoes.heard(key, peer)
             known.refuse(key, self._beat, self._config.unwanted_beats, self._config.max_unwanted)
         if score >= self._limits.gossip_threshold:
             outputs += self._on_ihave(peer, known, frame.ihave, now)
@@ -370,12 +385,12 @@ class Gossip:
             return []
         keys = dict.fromkeys(key for topic, ids in told if topic in self._meshes for key in ids)
         room = min(MAX_IDS, self._config.max_asked - known.asked)
-        trusted = self._scores.score(peer, now) >= self._limits.opportunistic_threshold
+        worth = self._worth(peer, now)
         lacking: list[bytes] = []
         for key in keys:
             if len(lacking) >= room:
                 break
-            if key not in self._seen and self._wants.told(key, peer, now, trusted=trusted):
+            if key not in self._seen and self._wants.told(key, peer, now, worth):
                 lacking.append(key)
         known.asked += len(lacking)
         return [_send(peer, Frame(iwant=tuple(lacking)))] if lacking else []
@@ -384,18 +399,34 @@ class Gossip:
         found = [self._cache.take(key, peer, self._config.max_served) for key in keys]
         return [_send(peer, Frame(publish=(message,))) for message in found if message is not None]
 
-    # -- the heartbeat -----------------------------------------------------------------------------
+    # -- what time brings --------------------------------------------------------------------------
 
     def _ask_anew(self, now: float) -> list[GossipOutput]:
-        """Messages that did not come are asked of the next who has them; the first is no longer believed."""
-        ask, broken = self._wants.tick(now, lambda peer: self._scores.score(peer, now))
-        for peer in broken:
-            self._scores.promise(peer, now, kept=False)
+        """Messages that did not come are asked of the next who has them."""
+        ask = self._wants.tick(now, lambda peer: self._worth(peer, now))
         return [
             _send(peer, Frame(iwant=tuple(keys[at : at + MAX_IDS])))
             for peer, keys in ask.items()
             for at in range(0, len(keys), MAX_IDS)
         ]
+
+    def _worth(self, peer: PeerId, now: float) -> Worth:
+        return self._scores.use(peer, now), self._scores.score(peer, now)
+
+    def _tell_alone(self, now: float) -> list[GossipOutput]:
+        """Messages that our mesh did not echo are told to everybody else at once; who sent one on being asked is
+        better for the mesh than those in it."""
+        outputs: list[GossipOutput] = []
+        told: dict[str, list[bytes]] = {}
+        for key, topic, saviour in self._echoes.alone(now):
+            told.setdefault(topic, []).append(key)
+            if saviour is not None:
+                outputs += self._meshes.take_in(topic, saviour, now)
+        for topic, keys in told.items():
+            frame, mesh = to_value(Frame(ihave=((topic, tuple(keys[:MAX_IDS])),))), self._meshes.of(topic)
+            others = [peer for peer in self._peers.takers(topic) if peer not in mesh]
+            outputs += [SendFrame(peer, frame) for peer in others if self._may_gossip(peer, now)]
+        return outputs
 
     def _tell_ids(self, topic: str, now: float) -> list[GossipOutput]:
         ids = self._cache.ids(topic, self._config.history_told)[:MAX_IDS]
@@ -420,6 +451,8 @@ class Gossip:
         return [peer for peer in others if self._peers.has_turn(peer, self._beat, rounds)]
 
     def _forget(self, now: float) -> None:
+        for peer in self._wants.broken():
+            self._scores.promise(peer, now, kept=False)
         self._seen.expire(now)
         self._rejected.expire(now)
         self._meshes.expire(now)

@@ -93,6 +93,14 @@ class Meshes:
             self.leaves(topic, peer, now)
             self._back_off(topic, peer, now + min(seconds, MAX_BACKOFF_S))
 
+    def take_in(self, topic: str, peer: PeerId, now: float) -> list[GossipOutput]:
+        """Graft one that has been of use, even into a full mesh: who is of less goes at the heartbeat."""
+        mesh = self.of(topic)
+        room = len(mesh) <= self._config.degree_high
+        if not room or peer in mesh or peer not in self._peers.takers(topic):
+            return []
+        return self._graft(topic, [peer], 1, now) if self._may_graft(topic, peer, now) else []
+
     # -- the heartbeat -----------------------------------------------------------------------------
 
     def mend(self, topic: str, beat: int, now: float) -> list[GossipOutput]:

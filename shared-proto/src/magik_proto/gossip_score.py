@@ -166,6 +166,16 @@ class PeerScores:
         known.score, known.scored_at = topics + self._peer_score(known), now
         return known.score
 
+    def use(self, peer: PeerId, now: float) -> float:
+        """How many good messages the peer sent first, less those that it said to have and did not send."""
+        known = self._peers.get(peer)
+        if known is None:
+            return 0.0
+        self._fade(known, now)
+        for topic in known.topics.values():
+            topic.fade(self._config, now)
+        return sum(topic.first for topic in known.topics.values()) - known.broken
+
     def is_negative(self, peer: PeerId, now: float) -> bool:
         """Whether the score is below 0; cheap where nothing bad is known."""
         known = self._peers.get(peer)

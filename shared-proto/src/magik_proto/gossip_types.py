@@ -58,7 +58,9 @@ class GossipConfig:
     max_backoffs: int = 4096  # a guess; at it the oldest is forgotten
     opportunistic_beats: int = 60  # heartbeats between looks at a mesh's median score (v1.1)
     opportunistic_peers: int = 2  # so many better ones are grafted then (v1.1)
-    ask_again_s: float = 1.0  # after so long the next who has an id is asked for it; a guess
+    ask_again_s: float = 0.25  # after so long the next who has an id is asked for it; a guess
+    alone_s: float = 0.25  # after so long without an echo from the mesh all others hear of a message; a guess
+    echoes: float = 0.25  # so large a share of the mesh that has it too is an echo; a guess
     promise_s: float = 3.0  # after so long the one that was asked has broken its word (v1.1, IWANT follow-up)
     max_open: int = 1000  # ids asked of one peer and not come; a guess; at it: its ids are not asked for
     max_served: int = 3  # times that a message is sent to one peer on its asking; at it: silence

@@ -140,9 +140,10 @@ def test_ids_that_lack_are_asked_of_one_peer_at_a_time() -> None:
     gossip = meshed(3)
     ask = {"iwant": [ID]}
     assert said(gossip, 1, ihave=[[T, [ID]]]) == [SendFrame(peer(1), ask)]
-    assert said(gossip, 2, 0.5, ihave=[[T, [ID]]]) == []
-    assert said(gossip, 2, 1.0, ihave=[[T, [ID]]]) == [SendFrame(peer(2), ask)]
-    said(gossip, 2, 1.1, publish=[[T, b"hello"]])
+    assert said(gossip, 2, 0.1, ihave=[[T, [ID]]]) == []
+    assert gossip.next_timeout() == 0.25
+    assert gossip.poll(0.25) == [SendFrame(peer(2), ask)]
+    said(gossip, 2, 0.3, publish=[[T, b"hello"]])
     assert said(gossip, 3, 9.0, ihave=[[T, [ID]]]) == []
 
 

@@ -297,3 +297,75 @@ def test_what_peers_have_is_forgotten_and_bounded() -> None:
     said(gossip, 2, 3.1, idontwant=[other])
     said(gossip, 1, 3.1, publish=[[T, b"other"]])
     assert sends(gossip.receive(Validated(other, Verdict.ACCEPT), 3.2), "publish") == []
+
+
+# -- a mesh that does not answer ---------------------------------------------------------------------
+
+
+def taken(gossip: Gossip, number: int, payload: bytes, now: float) -> None:
+    """A peer sends a good message."""
+    said(gossip, number, now, publish=[[T, payload]])
+    gossip.receive(Validated(message_id(T, payload), Verdict.ACCEPT, peer(99)), now)
+
+
+def test_without_an_echo_everybody_else_hears_of_a_message_at_once() -> None:
+    gossip = meshed(40)
+    mesh = members(gossip)
+    taken(gossip, mesh[0], b"hello", 0.1)
+    assert gossip.next_timeout() == pytest.approx(0.35)
+    told = sends(gossip.poll(0.35), "ihave")
+    assert told == [number for number in range(1, 41) if number not in mesh]
+    assert gossip.poll(0.7) == [], "once"
+
+
+def test_with_an_echo_others_hear_of_it_in_turn() -> None:
+    gossip = meshed(40)
+    mesh = members(gossip)
+    taken(gossip, mesh[0], b"hello", 0.1)
+    outside = next(number for number in range(1, 41) if number not in mesh)
+    said(gossip, outside, 0.2, publish=[[T, b"hello"]])
+    assert gossip.next_timeout() == pytest.approx(0.35), "it is not of the mesh"
+    said(gossip, mesh[1], 0.2, publish=[[T, b"hello"]])
+    assert gossip.next_timeout() == 1.0
+    assert 0 < len(sends(gossip.poll(1.0), "ihave")) <= 14
+
+
+def test_that_a_peer_wants_no_copy_is_an_echo() -> None:
+    gossip = meshed(40)
+    mesh = members(gossip)
+    taken(gossip, mesh[0], LARGE, 0.1)
+    said(gossip, mesh[1], 0.2, idontwant=[LARGE_ID])
+    assert gossip.next_timeout() == 1.0
+
+
+def test_who_had_to_be_asked_is_grafted_where_the_mesh_is_deaf() -> None:
+    gossip = meshed(40)
+    helper = next(number for number in range(1, 41) if number not in members(gossip))
+    assert sends(said(gossip, helper, 0.1, ihave=[[T, [ID]]]), "iwant") == [helper]
+    taken(gossip, helper, b"hello", 0.2)
+    assert sends(gossip.poll(0.45), "graft") == [helper]
+    assert helper in members(gossip)
+
+
+def test_who_only_flooded_its_own_message_is_not_grafted() -> None:
+    gossip = meshed(40)
+    origin = next(number for number in range(1, 41) if number not in members(gossip))
+    taken(gossip, origin, b"hello", 0.2)
+    assert sends(gossip.poll(0.45), "graft") == []
+
+
+def test_a_full_mesh_takes_in_one_more_and_mends_itself() -> None:
+    gossip = meshed(40)
+    for number in range(1, 41):
+        if len(members(gossip)) < 12:
+            said(gossip, number, graft=[T])
+    full = members(gossip)
+    helpers = [number for number in range(1, 41) if number not in full][:2]
+    for helper, payload in zip(helpers, (b"one", b"two"), strict=True):
+        said(gossip, helper, 0.1, ihave=[[T, [message_id(T, payload)]]])
+        taken(gossip, helper, payload, 0.2)
+    assert sends(gossip.poll(0.45), "graft") == helpers[:1]
+    assert len(full) + 1 == len(members(gossip)) == 13
+    gossip.poll(1.0)
+    assert len(members(gossip)) == 6
+    assert helpers[0] in members(gossip), "for it has been of use"

@@ -131,9 +131,11 @@ class GossipMachine(RuleBasedStateMachine):
     def time_passes(self, seconds: float) -> None:
         self.now += seconds
         self.take(self.gossip.poll(self.now))
+        due = self.gossip.next_timeout()
+        assert due is None or due > self.now
         dialled = [number for number, outbound in self.connected.items() if outbound]
         for topic in TOPICS:
-            allowed = max(CONFIG.degree_high, len(dialled))
+            allowed = max(CONFIG.degree_high, len(dialled)) + 1  # one that was of use
             assert len(self.gossip.mesh(topic)) <= allowed
 
     @invariant()
@@ -141,7 +143,7 @@ class GossipMachine(RuleBasedStateMachine):
         for topic in TOPICS:
             mesh = self.gossip.mesh(topic)
             assert all(int.from_bytes(p.raw, "big") in self.connected for p in mesh)
-            assert len(mesh) <= CONFIG.degree_high + sum(self.connected.values())
+            assert len(mesh) <= CONFIG.degree_high + 1 + sum(self.connected.values())
 
     @invariant()
     def memory_is_bounded(self) -> None:
@@ -150,6 +152,7 @@ class GossipMachine(RuleBasedStateMachine):
         assert len(inner._seen) <= CONFIG.max_seen
         assert len(inner._rejected) <= CONFIG.max_rejected
         assert inner._cache._bytes <= CONFIG.max_cache_bytes
+        assert len(inner._echoes._passed) <= CONFIG.max_pending
         assert len(inner._wants) <= CONFIG.max_open * len(self.connected)
         assert len(inner._meshes._backoff) <= CONFIG.max_backoffs
         assert inner._meshes._pruned_at.keys() <= inner._meshes._backoff.keys()
