@@ -92,8 +92,8 @@ class Discovery:
     def change(
         self, *, ready: bool | None = None, healthy: bool | None = None, caps: Caps | None = None
     ) -> None:
-        """Something is true of this replica: told at once if it is news."""
-        if self._own.change(ready=ready, healthy=healthy, caps=caps):
+        """Something is true of this replica: told at once if it is news. After `withdraw` nothing is."""
+        if not self._announcing.cancel_called and self._own.change(ready=ready, healthy=healthy, caps=caps):
             self._changed.set()
 
     def on_record(self, listener: OnRecord) -> None:

@@ -41,6 +41,9 @@ class Health:
 
     def __init__(self, pod: Mapping[str, Any], execute: Execute, tell: Tell) -> None:
         """``pod`` is the v1 Pod. Raises `workplane.probes.ProbeError`."""
+        self.counts: dict[
+            tuple[str, str, bool], int
+        ] = {}  # checks by container, probe, and whether it was well
         self._execute = execute
         self._tell = tell
         spec = pod["spec"]
@@ -95,6 +98,8 @@ class Health:
             return await self._execute(container.name, command, timeout)
 
         result = await carry_out(probe, execute)
+        counted = (container.name, kind.value.removesuffix("Probe"), result.well)
+        self.counts[counted] = self.counts.get(counted, 0) + 1
         message = result.message[:MESSAGE_LENGTH]
         self._say(container, container.probes.result(kind, run, result.well, message, trio.current_time()))
         container.wake()
