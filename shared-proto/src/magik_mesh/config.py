@@ -57,6 +57,7 @@ class MeshLimits:
     """Caps, each with what happens at it."""
 
     calls_per_peer: int = 64  # handlers at work for one peer: the next call is answered "busy"
+    streams: int = 128  # of one connection, that either side has opened: the next waits for one to end
     briefs: int = 32  # brief connections each way: see `magik_mesh.briefs` for what happens at it
     unread_answers: int = 32 << 20  # bytes of answers that a peer has not read: a further one becomes "busy"
     dials: int = 8  # parallel dials: others wait their turn

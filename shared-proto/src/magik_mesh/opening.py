@@ -71,6 +71,7 @@ async def _listen(
     limits = Limits(
         idle_timeout=config.timings.idle_timeout,
         keep_alive=config.timings.keep_alive,
+        max_streams=config.limits.streams,
         # Beside those in use: ones that are being dialled, greeted, refused, or replaced.
         max_connections=2 * config.max_connections + 2 * config.limits.briefs + 64,
     )

@@ -6,12 +6,12 @@ StatefulSet, and, of our own, ``leader.SERVICE.NAMESPACE.svc.DOMAIN``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Mapping
 from ipaddress import IPv4Address
 from typing import Final
 
 from attrs import field, frozen
-from dnslib import OPCODE, QTYPE, RCODE, RR, SOA, SRV, A, DNSError, DNSRecord
+from dnslib import CNAME, OPCODE, QTYPE, RCODE, RR, SOA, SRV, A, DNSError, DNSHeader, DNSQuestion, DNSRecord
 
 TTL_S: Final = 5
 """As Kubernetes' own DNS: a name's address does not change here, but the name may go."""
@@ -32,14 +32,11 @@ class ServiceName:
 
 @frozen
 class Found:
-    """What stands under a name: addresses, and for each named port (``_web._tcp``) its number."""
+    """What stands under a name: addresses, and for each named port (``_web._tcp``) its number; or another name, `alias`."""
 
-    addresses: tuple[IPv4Address, ...]
+    addresses: tuple[IPv4Address, ...] = ()
     ports: Mapping[tuple[str, str], int] = field(factory=dict)
-
-
-Lookup = Callable[[ServiceName], Found | None]
-"""None: there is no such service."""
+    alias: str = ""
 
 
 def parse_name(name: str, domain: str) -> ServiceName | None:
@@ -85,18 +82,23 @@ def read_question(message: bytes) -> Question | None:
     return Question(record, str(record.q.qname), room)
 
 
-def answer(question: Question, domain: str, lookup: Lookup) -> bytes | None:
-    """The answer to a question about a name of ours; None if the name is somebody else's."""
-    if not is_ours(question.name, domain):
-        return None
+def service_of(question: Question, domain: str) -> ServiceName | None:
+    """The service that a question is about; None if its name is ours and cannot be a service's."""
+    return parse_name(_port_of(question.name)[1], domain)
+
+
+def answer(question: Question, domain: str, found: Found | None, others: Iterable[RR] = ()) -> bytes:
+    """The answer to a question about a name of ours, under which `found` stands (None: there is no such name), and for an
+    alias `others`, what stands under the name that it means.
+    """
     reply = question.record.reply(ra=1, aa=1)
     port, name = _port_of(question.name)
-    service = parse_name(name, domain)
-    found = None if service is None else lookup(service)
     if found is None or (port is not None and port not in found.ports):
         reply.header.rcode = RCODE.NXDOMAIN
     elif port is not None and question.record.q.qtype in (QTYPE.SRV, QTYPE.ANY):
         reply.add_answer(RR(question.name, QTYPE.SRV, ttl=TTL_S, rdata=SRV(0, 100, found.ports[port], name)))
+    elif port is None and found.alias:
+        reply.add_answer(RR(question.name, QTYPE.CNAME, ttl=TTL_S, rdata=CNAME(found.alias)), *others)
     elif port is None and question.record.q.qtype in (QTYPE.A, QTYPE.ANY):
         for address in found.addresses:
             reply.add_answer(RR(question.name, QTYPE.A, ttl=TTL_S, rdata=A(str(address))))
@@ -104,6 +106,14 @@ def answer(question: Question, domain: str, lookup: Lookup) -> bytes | None:
         # An answer without records is remembered for as long as this says, no longer (RFC 2308).
         reply.add_auth(RR(domain, QTYPE.SOA, ttl=TTL_S, rdata=_authority(domain)))
     return bytes(reply.pack())
+
+
+def about(question: Question, name: str) -> Question:
+    """The same question about another name."""
+    record = DNSRecord(
+        DNSHeader(id=question.record.header.id, rd=1), q=DNSQuestion(name, question.record.q.qtype)
+    )
+    return Question(record, name, MAX_UDP_BYTES)
 
 
 def _authority(domain: str) -> SOA:

@@ -8,14 +8,26 @@ from __future__ import annotations
 
 import errno
 import struct
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Final
 
 import trio
+from dnslib import RR, DNSError, DNSRecord
 from trio import socket
 
-from workplane.names import Lookup, Question, answer, failure, read_question, shortened
+from workplane.names import (
+    Found,
+    Question,
+    ServiceName,
+    about,
+    answer,
+    failure,
+    is_ours,
+    read_question,
+    service_of,
+    shortened,
+)
 
 PORT: Final = 53
 UPSTREAM_TIMEOUT_S: Final = 2.0
@@ -26,11 +38,15 @@ MAX_CONNECTIONS: Final = 64
 """By TCP; at it a connection is closed again. A guess."""
 IDLE_S: Final = 10.0
 """A TCP connection without a question is closed (RFC 7766, 6.2.3: a few seconds)."""
+MAX_ALIASES: Final = 8
+"""Names that mean other names, one after the other; at it the last one is told without addresses. A guess."""
 _MAX_DATAGRAM: Final = 65_535
 _TRIES: Final = 16
 """Of ports, where any will do; a guess: each is taken as seldom as ports are."""
 
 Address = tuple[str, int]
+Lookup = Callable[[ServiceName], Awaitable[Found | None]]
+"""None: there is no such name. An OSError: it cannot be told now."""
 
 
 class Resolver:
@@ -100,9 +116,27 @@ class Resolver:
         finally:
             self._connections -= 1
 
-    async def _answer(self, question: Question, message: bytes) -> bytes:
-        own = answer(question, self._domain, self._lookup)
-        return own if own is not None else await self._ask_others(question, message)
+    async def _answer(self, question: Question, message: bytes, aliases: int = MAX_ALIASES) -> bytes:
+        if not is_ours(question.name, self._domain):
+            return await self._ask_others(question, message)
+        name = service_of(question, self._domain)
+        try:
+            found = None if name is None else await self._lookup(name)
+        except OSError:
+            return failure(question)
+        others = await self._behind(question, found.alias, aliases) if found and found.alias else ()
+        return answer(question, self._domain, found, others)
+
+    async def _behind(self, question: Question, alias: str, aliases: int) -> Sequence[RR]:
+        """What stands under the name that an alias means: a stub resolver does not ask again."""
+        if not aliases:
+            return ()
+        other = about(question, alias)
+        reply = await self._answer(other, bytes(other.record.pack()), aliases - 1)
+        try:
+            return tuple(DNSRecord.parse(reply).rr)
+        except (DNSError, ValueError, IndexError, UnicodeError):
+            return ()
 
     async def _ask_others(self, question: Question, message: bytes) -> bytes:
         """The first answer of the machine's resolvers, asked one after the other."""

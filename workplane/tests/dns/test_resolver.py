@@ -18,7 +18,17 @@ from workplane.resolver import Address, Resolver, open_pair
 OURS = "web.default.svc.cluster.local"
 
 
-def lookup(name: ServiceName) -> Found | None:
+async def lookup(name: ServiceName) -> Found | None:
+    await trio.lowlevel.checkpoint()
+    match name.service:
+        case "broken":
+            raise OSError("the machine is away")
+        case "outside":
+            return Found(alias="example.org")
+        case "inside":
+            return Found(alias=OURS)
+        case "round":
+            return Found(alias="round.default.svc.cluster.local")
     return Found((IPv4Address("127.64.0.7"),)) if name == ServiceName("web", "default") else None
 
 
@@ -92,6 +102,22 @@ async def test_own_names_are_answered_by_both_ways_and_never_passed_on() -> None
                 assert addresses(await ask_by_stream(stream, OURS)) == ["127.64.0.7"]
         assert (await ask(address, "none.default.svc.cluster.local")).header.rcode == RCODE.NXDOMAIN
     assert upstream.asked == []
+
+
+async def test_aliases_come_with_what_they_mean() -> None:
+    async with resolving(Upstream()) as address:
+        outside = await ask(address, "outside.default.svc.cluster.local")
+        assert addresses(outside) == ["example.org.", "192.0.2.9"]
+        inside = await ask(address, "inside.default.svc.cluster.local")
+        assert addresses(inside) == [OURS + ".", "127.64.0.7"]
+        endless = await ask(address, "round.default.svc.cluster.local")
+        assert set(addresses(endless)) == {"round.default.svc.cluster.local."}
+
+
+async def test_what_cannot_be_told_now_is_an_error_and_no_missing_name() -> None:
+    async with resolving() as address:
+        reply = await ask(address, "broken.default.svc.cluster.local")
+        assert reply.header.rcode == RCODE.SERVFAIL
 
 
 async def test_other_names_are_asked_of_the_machines_resolver() -> None:

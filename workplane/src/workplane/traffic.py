@@ -1,0 +1,149 @@
+"""The pod's traffic, put together: names to addresses, addresses to listeners, listeners to replicas."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from ipaddress import IPv4Address
+from typing import Final
+
+import structlog
+import trio
+from attrs import frozen
+
+from magik_mesh import Node
+from magik_proto.identity import PeerId
+from magik_proto.passes import PodIdentity
+from magik_proto.records import ServiceRecord
+from workplane.addressbook import AddressBook
+from workplane.balance import Balancer
+from workplane.catalog import Catalog, Visibility
+from workplane.datagrams import DatagramInbound
+from workplane.inbound import Inbound
+from workplane.names import Found, ServiceName
+from workplane.proxy import Front, Place
+from workplane.routing import LEADER, PING, TCP, UDP, Router, Target
+from workplane.services import Ask, Service, ServicePort, Services
+
+MAX_PODS: Final = 128
+"""Pods of a headless Service that its name stands for; of more, the first by their names. A guess: as many addresses fit
+into an answer by UDP twice over."""
+
+
+@frozen(kw_only=True)
+class Seams:
+    """What traffic gets of the agent's other parts (`ask` is that of `Services`; the rest as `Router` and `Inbound` say)."""
+
+    node: Node
+    catalog: Catalog
+    visibility: Visibility
+    wall: Callable[[], int]
+    follow: Callable[[str], Awaitable[None]]
+    identify: Callable[[PeerId], PodIdentity | None]
+    ask: Ask
+    own_services: Callable[[], Sequence[Service]]
+    own_ports: Callable[[], Mapping[str, int]]
+    ready: Callable[[], bool]
+    domain: str = "cluster.local"
+    machine: str = ""
+    zone: str = ""
+
+
+class Traffic:
+    """See `open_traffic`."""
+
+    def __init__(self, seams: Seams, inbound: Inbound, nursery: trio.Nursery) -> None:
+        self._seams = seams
+        self._nursery = nursery
+        self._services = Services(seams.ask)
+        self._book = AddressBook(seams.domain)
+        self._log = structlog.get_logger(part="traffic")
+        self.inbound = inbound
+        self.router = Router(
+            node=seams.node,
+            catalog=seams.catalog,
+            services=self._services,
+            balancer=Balancer(random.Random().random, seams.machine, seams.zone),
+            wall=seams.wall,
+            follow=seams.follow,
+            identify=seams.identify,
+            open_own=inbound.open_own,
+            nursery=nursery,
+        )
+        self.front = Front(self.router, nursery)
+
+    async def lookup(self, name: ServiceName) -> Found | None:
+        """What DNS answers for a name; listens there before it does. Raises OSError if the machine cannot be asked."""
+        service = await self._services.get(name.namespace, name.service)
+        if service is None:
+            return None
+        if service.external_name:
+            return None if name.part else Found(alias=service.external_name)
+        numbers = {(port.name, port.protocol.lower()): port.port for port in service.ports if port.name}
+        if name.part or service.headless:
+            addresses = await self._of_pods(service, name)
+            return Found(addresses, numbers) if addresses or not name.part else None
+        self._nursery.start_soon(self.router.ready, service)  # asked of the table before somebody connects
+        await self._listen(service, name, ())
+        return Found((self._book.address(name),), numbers)
+
+    async def drain(self, grace: float) -> None:
+        """Take nothing new, and wait `grace` seconds for what is open to end."""
+        self.front.drain()
+        self.inbound.drain()
+        with trio.move_on_after(grace):
+            await self.inbound.idle()
+            await self.front.idle()
+
+    async def _of_pods(self, service: Service, name: ServiceName) -> tuple[IPv4Address, ...]:
+        """The addresses of the pods that a name stands for, or of the leader, whichever pod that is."""
+        if name.part == LEADER:
+            await self._listen(service, name, ())
+            return (self._book.address(name),)
+        addresses = []
+        found = await self.router.ready(service, name.part)
+        for record in sorted(found, key=lambda record: record.pod_name)[:MAX_PODS]:
+            pod = ServiceName(service.name, service.namespace, record.pod_name)
+            await self._listen(service, pod, (record,))
+            addresses.append(self._book.address(pod))
+        return tuple(addresses)
+
+    async def _listen(self, service: Service, name: ServiceName, pods: Iterable[ServiceRecord]) -> None:
+        host = str(self._book.address(name))
+        for port in service.ports:
+            target = Target(service.namespace, service.name, port.port, port.protocol, name.part)
+            # A client of a single pod goes to the app's own port, as it would by the pod's address.
+            for number in {port.port, *(_target_of(port, record) for record in pods)} - {None}:
+                await self._listen_at(Place(host, number or 0, port.protocol), target)
+
+    async def _listen_at(self, place: Place, target: Target) -> None:
+        try:
+            await self.front.listen(place, target)
+        except OSError as error:
+            self._log.error(
+                "cannot listen for a service: does an app of this pod listen at that port of all addresses?",
+                target=str(target),
+                address=f"{place.host}:{place.port}/{place.protocol}",
+                error=str(error),
+            )
+
+
+def _target_of(port: ServicePort, record: ServiceRecord) -> int | None:
+    return port.target if isinstance(port.target, int) else record.ports.get(port.target)
+
+
+@asynccontextmanager
+async def open_traffic(seams: Seams) -> AsyncIterator[Traffic]:
+    """The pod's traffic, until the context is left. Enter it before the node's first await: it registers handlers."""
+    inbound = Inbound(seams.identify, seams.visibility, seams.own_services, seams.own_ports, seams.ready)
+    seams.node.handle(TCP, inbound.on_tcp)
+    seams.node.handle(UDP, DatagramInbound(inbound).on_udp)
+    seams.node.handle(PING, inbound.on_ping)
+    async with trio.open_nursery() as nursery:
+        traffic = Traffic(seams, inbound, nursery)
+        nursery.start_soon(traffic.router.watch)
+        try:
+            yield traffic
+        finally:
+            nursery.cancel_scope.cancel()
