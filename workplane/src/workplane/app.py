@@ -2,7 +2,8 @@
 
     signals ──┐                    ┌── feed ◀── the machine
               │                    ├── standing (health) ──▶ the machine
-    mesh ─────┴── discovery ───────┴── catalog
+    mesh ─────┼── discovery ───────┴── catalog
+              └── replicas: leadership, calls, healing, local API ◀── the app
 
 The machine says what the pod is and what runs in it; health finds how it stands; discovery tells the others, and is
 told of them.
@@ -10,13 +11,13 @@ told of them.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Final
 
 import attrs
 import structlog
 import trio
-from attrs import define
+from attrs import define, frozen
 
 from magik_mesh import CannotListen, Node, NodeConfig, open_node
 from magik_mesh import ConfigError as MeshConfigError
@@ -34,7 +35,9 @@ from workplane.credentials import Credentials
 from workplane.discovery import Discovery
 from workplane.ending import DISPOSED, Ending, watch_signals
 from workplane.feed import Feed
+from workplane.healing import Wanted
 from workplane.logs import configure
+from workplane.machine import MachineError
 from workplane.metrics import (
     Family,
     Source,
@@ -46,6 +49,7 @@ from workplane.metrics import (
     probe_metrics,
 )
 from workplane.podfacts import own_record
+from workplane.replicas import Around, Replicas
 from workplane.standing import Standing
 from workplane.start import Origin, StartError, find_origin
 
@@ -124,6 +128,13 @@ def node_config(config: Config, origin: Origin, beliefs: Beliefs) -> NodeConfig:
     )
 
 
+@frozen
+class Selected:
+    """The workloads that a Service selects, by their ids."""
+
+    workloads: tuple[str, ...]
+
+
 class Agent:
     """All parts of one agent, joined.
 
@@ -165,12 +176,62 @@ class Agent:
             lambda ready, healthy: self.discovery.change(ready=ready, healthy=healthy),
         )
 
+        self.replicas = self._make_replicas(beliefs)
+
+    def _make_replicas(self, beliefs: Beliefs) -> Replicas | None:
+        """What is done together with the others: only by who can prove which replica it is."""
+        passport = self.origin.passport
+        own = beliefs.identify(self.node.id, passport.shown) if passport else None
+        if passport is None or own is None:
+            self.log.warning("no-pass", missing="leadership, calls between replicas, healing, the local API")
+            return None
+        if own.ordinal is not None:
+            self.role.name = "follower"
+        around = Around(
+            node=self.node,
+            own=own,
+            catalog=self.catalog,
+            wall=wall_ms,
+            identify=lambda peer: beliefs.identify(peer, self.node.shown(peer)),
+            follow=self.discovery.follow,
+            service=self._service,
+            tell_caps=lambda caps: self.discovery.change(caps=caps),
+            tell_machine=self._lead,
+            health=lambda: {"ready": self.standing.ready, "healthy": self.standing.healthy},
+            metrics=self.metrics,
+            heal=self.machine.heal if self.machine else None,
+            end=lambda: self.ending.tell(DISPOSED, "the workload is disposed of"),
+        )
+        replicas = Replicas(
+            around,
+            self.origin.pod,
+            Wanted(passport.generation, passport.replicas),
+            state=self.config.state_folder,
+            app=self.config.app_folder,
+            listen=self.config.local_api,
+            check_s=self.config.replica_check_interval,
+        )
+        self.sources.append(replicas.metrics)
+        return replicas
+
+    def _lead(self, leader: Mapping[str, int] | None) -> None:
+        self.role.name = "follower" if leader is None else "leader"
+        self.standing.lead(leader)
+
+    async def _service(self, namespace: str, name: str) -> Selected | None:
+        if self.machine is None:
+            raise MachineError("services", "there is no machine that knows them")
+        found = await self.machine.service(namespace, name)
+        return None if found is None else Selected(tuple(map(str, found.get("workloads") or ())))
+
     async def live(self) -> None:
         """Run all parts until told to end, then end them in order: gone from the others' sight, drained, parted."""
         async with trio.open_nursery() as nursery:
             await nursery.start(self.discovery.run)
             nursery.start_soon(self.standing.run)
             self._follow_machine(nursery)
+            if self.replicas is not None:
+                nursery.start_soon(self.replicas.run)
             self.log.info("up", peer=str(self.node.id), port=self.node.address[1])
             await self.ending.told.wait()
             await self.discovery.withdraw()
@@ -209,6 +270,8 @@ class Agent:
 
     def _on_state(self, state: State) -> None:
         self.standing.take(state)
+        if self.replicas is not None:
+            self.replicas.wanted(state.generation, state.replicas)
         self.discovery.introduce(state.bootstrap)
         if state.revocations is not None:
             try:

@@ -12,6 +12,7 @@ from workplane.config import (
     Config,
     ConfigError,
     parse_addresses,
+    parse_door,
     parse_key,
     parse_machine,
     parse_patterns,
@@ -82,6 +83,20 @@ from workplane.lean import importing
     type=click.FloatRange(0, min_open=True),
     default=30,
 )
+@click.option(
+    "--local-api",
+    envvar="BEE_LOCAL_API",
+    default="127.0.0.1:4700",
+    show_default=True,
+    help="Where the pod's app finds its agent.",
+)
+@click.option(
+    "--run-folder",
+    envvar="BEE_RUN_FOLDER",
+    default="/run/magik",
+    show_default=True,
+    help="Has app/, shared with the pod's containers, and agent/state/, which outlives the agent.",
+)
 def main(**options: Any) -> None:
     """The agent of one pod. Started by the machine; by hand for trials."""
     try:
@@ -122,4 +137,6 @@ def read_config(options: dict[str, Any]) -> Config:
         health_interval=options["health_interval_secs"],
         health_timeout=options["health_timeout_secs"],
         replica_check_interval=options["replica_check_interval_secs"],
+        local_api=parse_door(options["local_api"]),
+        run_folder=Path(options["run_folder"]),
     )

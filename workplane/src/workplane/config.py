@@ -3,6 +3,7 @@
 import base64
 import binascii
 import re
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from attrs import field, frozen
@@ -47,6 +48,8 @@ class Config:
     health_interval: float = 10.0
     health_timeout: float = 5.0
     replica_check_interval: float = 30.0
+    local_api: tuple[str, int] = ("127.0.0.1", 4700)
+    run_folder: Path = Path("/run/magik")
 
     def __attrs_post_init__(self) -> None:
         _require("--namespace", _DNS_LABEL.fullmatch(self.namespace), "a DNS label", self.namespace)
@@ -62,6 +65,12 @@ class Config:
             raise ConfigError(
                 "--listen-addrs: expected one address; 0.0.0.0 or [::] hears on all of the pod's"
             )
+        _require(
+            "--local-api",
+            self.local_api[0] in ("127.0.0.1", "::1"),
+            "127.0.0.1:PORT or [::1]:PORT",
+            self.local_api[0],
+        )
         if self.workload_kind == "StatefulSet" and self.ordinal is None:
             raise ConfigError(
                 f"--pod {self.pod}: a StatefulSet's pod is named with its ordinal, like {self.workload}-0"
@@ -71,6 +80,16 @@ class Config:
     def listen(self) -> tuple[str, int]:
         """Where peers are listened for."""
         return self.listen_addrs[0] if self.listen_addrs else DEFAULT_LISTEN
+
+    @property
+    def app_folder(self) -> Path:
+        """What the agent shares with the pod's containers."""
+        return self.run_folder / "app"
+
+    @property
+    def state_folder(self) -> Path:
+        """What outlives the agent, and goes with the pod."""
+        return self.run_folder / "agent" / "state"
 
     @property
     def ordinal(self) -> int | None:
@@ -132,6 +151,14 @@ def parse_addresses(text: str | None) -> tuple[tuple[str, int], ...]:
         return tuple(_parse_listen(part) for part in parse_list(text))
     except ProtocolError as error:
         raise ConfigError(f"--listen-addrs: {error}") from error
+
+
+def parse_door(text: str) -> tuple[str, int]:
+    """Where the app's door is: ``127.0.0.1:PORT``; port 0 is any that is free. Raises ConfigError."""
+    try:
+        return _parse_listen(text)
+    except ProtocolError as error:
+        raise ConfigError(f"--local-api: {error}") from error
 
 
 def _parse_listen(text: str) -> tuple[str, int]:

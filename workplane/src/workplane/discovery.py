@@ -118,7 +118,9 @@ class Discovery:
         if not self._follows.use(workload_id, trio.current_time()):
             await trio.lowlevel.checkpoint()
             return
-        asked = self._asking.get(workload_id) or self._start_asking(workload_id)
+        asked = self._asking.get(workload_id)
+        if asked is None:
+            asked = self._start_asking(workload_id)
         await asked.wait()
 
     # -- tasks

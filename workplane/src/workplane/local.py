@@ -23,6 +23,7 @@ from magik_proto.records import ServiceRecord
 from workplane.catalog import Catalog
 from workplane.leaderview import LeaderBoard, token_text
 from workplane.localhttp import Answer, Asked, Refused, serve
+from workplane.metrics import CONTENT_TYPE
 from workplane.rpc import TIMEOUT_S, Rpc, Target
 from workplane.rpcwire import CallFailed, RpcAnswer, RpcRequest
 
@@ -93,7 +94,7 @@ class LocalApi:
         return Answer.of(said, 200 if said.get("ready") else 503)
 
     async def _metrics(self, asked: Asked) -> Answer:
-        return Answer(200, self.metrics().encode(), "text/plain; version=0.0.4; charset=utf-8")
+        return Answer(200, self.metrics().encode(), CONTENT_TYPE)
 
     async def _leader(self, asked: Asked) -> Answer:
         if self.board is None:

@@ -62,6 +62,10 @@ def pass_of(key: PeerId, name: str, resource: ResourceId = WEB, **changes: Any) 
     """A pass as an honest machine would sign it."""
     root = changes.pop("root", ROOT)
     now = wall_ms()
+    ordinal = int(name.rpartition("-")[2]) if resource.kind == "StatefulSet" else None
+    if ordinal is not None:
+        changes.setdefault("ordinals", (ordinal,))
+        changes.setdefault("replicas", 1)
     return issue_pass(
         MACHINE,
         award_of(resource, **changes),
@@ -69,7 +73,7 @@ def pass_of(key: PeerId, name: str, resource: ResourceId = WEB, **changes: Any) 
         pod=key,
         pod_uid=UUID(int=hash(name) % (1 << 100)),
         pod_name=name,
-        ordinal=None,
+        ordinal=ordinal,
         now_ms=now,
     )
 
@@ -82,6 +86,8 @@ class PodApi:
     folder: Path
     containers: list[dict[str, Any]]
     resource: ResourceId = WEB
+    annotations: dict[str, str] = field(factory=dict)
+    replicas: int = 2
     token: str = "a token of this pod"
     state: dict[str, Any] = field(factory=dict)
     key: PeerId | None = None
@@ -89,11 +95,12 @@ class PodApi:
     restarts: list[tuple[str, str]] = field(factory=list)
     execute: Callable[[str, list[str]], int] = lambda container, command: 0
     refusals: int = 0
+    heals: list[dict[str, Any]] = field(factory=list)
     _news: trio.Event = field(factory=trio.Event)
 
     def __attrs_post_init__(self) -> None:
         running = {container["name"]: f"{container['name']}-1" for container in self.containers}
-        self.state = {"version": 1, "containers": running, "generation": 1, "replicas": 2, "disposed": False}
+        self.state = {"version": 1, "containers": running, "generation": 1, "replicas": self.replicas}
 
     @property
     def socket(self) -> Path:
@@ -181,7 +188,8 @@ class PodApi:
             case ("POST", "v1", "containers", name, "exec"):
                 return 200, {"exit_code": self.execute(name, body["command"]), "output": "as told"}
             case ("POST", "v1", "heal"):
-                return 200, {"disposed": self.state["disposed"]}
+                self.heals.append(body)
+                return 200, {"disposed": self.state.get("disposed", False)}
         return 404, {"kind": "Status", "message": f"nothing at {path}"}
 
     def _pass(self, key: PeerId) -> tuple[int, Any]:
@@ -189,7 +197,11 @@ class PodApi:
             self.refusals += 1
             return 409, {"kind": "Status", "message": "another key has this pod's pass"}
         self.key = key
-        metadata = {"name": self.name, "namespace": self.resource.namespace}
+        metadata = {
+            "name": self.name,
+            "namespace": self.resource.namespace,
+            "annotations": self.annotations,
+        }
         return 200, {
             "pass": base64.b64encode(pass_of(key, self.name, self.resource)).decode(),
             "root": str(ROOT.peer_id),
@@ -197,7 +209,7 @@ class PodApi:
             "pod": {"metadata": metadata, "spec": {"containers": self.containers}},
             "uid": str(UID),
             "generation": 1,
-            "replicas": 2,
+            "replicas": self.replicas,
             "new_in_a_later_version": True,
         }
 
@@ -242,6 +254,7 @@ def command_of(api: PodApi, *more: str) -> list[str]:
         *("--namespace", api.resource.namespace, "--workload", api.resource.name, "--pod", api.name),
         *("--workload-kind", api.resource.kind, "--listen-addrs", "127.0.0.1:0"),
         *("--machine-api", f"unix:{api.socket}", "--credentials", str(api.credentials)),
+        *("--local-api", "127.0.0.1:0", "--run-folder", str(api.folder)),
         *more,
     ]
 
@@ -276,7 +289,7 @@ async def pod(
     **fields: Any,
 ) -> AsyncIterator[Agent]:
     """A pod with its machine's API served and its agent running."""
-    (folder / name).mkdir()
+    (folder / name).mkdir(exist_ok=True)
     api = PodApi(name, folder / name, containers or [{"name": "app"}], **fields)
     api.hand_over()
     async with trio.open_nursery() as nursery:
