@@ -5,6 +5,8 @@
  * STAND_IN_HANGS in the environment its guests never get to their program, as on a host whose KVM runs no kernel.
  * Where it may not make namespaces (in a container, whose namespaces it has) the guest is a process with that root alone.
  * Without a program it does what libkrun's init does: it reads the root's /.krun_config.json.
+ * A vsock port of the guest on which we are to listen is that Unix socket itself, which the guest's program inherits, already
+ * listening; MAGIK_GUEST_LISTENER in its environment is the descriptor's number, for there is no AF_VSOCK.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -16,7 +18,9 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mount.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/un.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -25,7 +29,7 @@
 
 static struct {
     bool made, configured, executable, sockets, read_only;
-    char *root, *workdir, *program, *console;
+    char *root, *workdir, *program, *console, *socket;
     char **arguments, **environment;
     int shares;
     struct { char *tag, *path; bool read_only; } share[SHARES];
@@ -105,8 +109,9 @@ EXPORT int32_t krun_set_console_output(uint32_t context, const char *path) {
 }
 
 EXPORT int32_t krun_add_vsock_port2(uint32_t context, uint32_t port, const char *path, bool listening) {
-    (void)path, (void)listening;
     if (check(context)) return -ENOENT;
+    if (strlen(path) >= sizeof ((struct sockaddr_un *)0)->sun_path || (listening && vm.socket)) return -EINVAL;
+    if (listening) vm.socket = strdup(path);
 #ifndef OLD
     if (!vm.sockets) return -ENODEV;
 #endif
@@ -175,12 +180,21 @@ static void read_configuration(void) {
     vm.arguments++;
 }
 
+static int listen_for_the_guest(void) {
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    strcpy(address.sun_path, vm.socket);
+    int listener = socket(AF_UNIX, SOCK_STREAM, 0);
+    if (listener < 0 || bind(listener, (struct sockaddr *)&address, sizeof address) || listen(listener, 64)) _exit(125);
+    return listener;
+}
+
 /* As libkrun's init ends: 125 where the guest cannot be set up, 126 and 127 where the program cannot be run or found. */
 static void guest(bool alone) {
     if (vm.console) {
         int out = open(vm.console, O_WRONLY | O_CREAT | O_APPEND, 0600);
         if (out < 0 || dup2(out, 1) < 0 || dup2(out, 2) < 0) _exit(125);
     }
+    int listener = vm.socket ? listen_for_the_guest() : -1;
     if (alone && (mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) || mount(vm.root, vm.root, NULL, MS_BIND, NULL))) _exit(125);
     for (int i = 0; i < vm.shares; i++) {
         char target[4096];
@@ -199,6 +213,11 @@ static void guest(bool alone) {
     memcpy(words + 1, vm.arguments, count * sizeof *words);
     environ = vm.environment;
     if (!getenv("PATH")) setenv("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", 1);
+    if (listener >= 0) {
+        char number[16];
+        snprintf(number, sizeof number, "%d", listener);
+        setenv("MAGIK_GUEST_LISTENER", number, 1);
+    }
     execvp(vm.program, words);
     _exit(errno == ENOENT ? 127 : 126);
 }

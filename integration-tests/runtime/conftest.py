@@ -130,9 +130,10 @@ class Bench:
             try:
                 mounts = (process / "mountinfo").read_text()
                 comm = (process / "comm").read_text().strip()
-            except (OSError, ValueError):
+                output = os.readlink(process / "fd/1") if comm == "magik-shim" else ""
+            except (OSError, ValueError):  # it has ended meanwhile
                 continue
-            if mine in mounts or (comm == "magik-shim" and mine in os.readlink(process / "fd/1")):
+            if mine in mounts or mine in output:
                 found.append(f"{process.name} {comm}")
         return found
 

@@ -17,7 +17,9 @@ def kib(pid):
         return sum(int(line.split()[1]) for line in file if line.startswith(("Private", "Swap")))
 
 
-async def test_output_that_nobody_reads_costs_no_memory_and_none_of_the_daemon_s_time(bench, pod, until):
+async def test_output_that_nobody_reads_costs_no_memory_and_none_of_the_daemon_s_time(
+    bench, engine, pod, until
+):
     amount = int(os.environ.get("MAGIK_OUTPUT_MIB", "64"))  # 1024 by hand
     wanted = pod(
         f"while test ! -e /go; do sleep 0.02; done; dd if=/dev/zero bs=1M count={amount} 2>/dev/null | tr '\\0' 'x'"
@@ -39,7 +41,7 @@ async def test_output_that_nobody_reads_costs_no_memory_and_none_of_the_daemon_s
         await runtime.stop_pod(uid)
 
 
-async def test_a_log_is_followed_across_its_turns_without_a_gap(bench, pod, log):
+async def test_a_log_is_followed_across_its_turns_without_a_gap(bench, engine, pod, log):
     line = "0123456789" * 20
     wanted = pod(
         f"while test ! -e /go; do sleep 0.02; done; i=0; while [ $i -lt 60000 ]; do echo $i {line}; i=$((i+1)); done"
@@ -63,7 +65,7 @@ async def test_a_log_is_followed_across_its_turns_without_a_gap(bench, pod, log)
         await runtime.stop_pod(uid)
 
 
-async def test_many_processes_put_into_a_container_leave_nothing(bench, pod, eventually):
+async def test_many_processes_put_into_a_container_leave_nothing(bench, engine, pod, eventually):
     count = int(os.environ.get("MAGIK_EXECS", "200"))  # 1000 by hand
     async with bench.open() as runtime:
         status = await runtime.run_pod(pod("sleep 1000"))

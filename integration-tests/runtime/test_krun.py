@@ -7,9 +7,6 @@ from pathlib import Path
 import pytest
 from attrs import evolve
 
-from machineplane.runtime.errors import SessionUnavailable
-from machineplane.runtime.execs import ExecRequest
-
 pytestmark = pytest.mark.root
 
 
@@ -36,14 +33,17 @@ async def test_a_monitor_that_dies_ends_its_container_alone(vm_bench, pod, until
         await runtime.stop_pod(status.uid, 0)
 
 
-async def test_a_stop_pulls_the_plug_at_once(vm_bench, pod, until, log):
+async def test_sigterm_reaches_the_program(vm_bench, pod, until, log):
     async with vm_bench.open() as runtime:
-        status = await runtime.run_pod(pod("trap '' TERM; echo up; while :; do sleep 0.05; done"))
+        status = await runtime.run_pod(
+            pod("trap 'echo bye; exit 5' TERM; echo up; while :; do sleep 0.05; done")
+        )
         while await log(runtime, status.uid) != "up\n":
             pass
         os.kill(status.containers[0].pid, signal.SIGTERM)
         ended = await until(runtime, status.uid, lambda s: s.containers[0].state == "terminated")
-        assert ended.containers[0].exit_code == 143
+        assert ended.containers[0].exit_code == 5
+        assert await log(runtime, status.uid) == "up\nbye\n"
         await runtime.stop_pod(status.uid, 0)
 
 
@@ -54,7 +54,7 @@ async def test_words_variables_folder_and_volumes_reach_the_guest(vm_bench, pod,
         {"name": "data", "mountPath": "/kept", "readOnly": True},
     ]
     wanted = pod(
-        'printf %s "$SAID"; pwd; echo x > file; echo y > /kept/file || cat /kept/file; cat /etc/hostname',
+        'printf %s "$SAID"; pwd; echo x > file; (echo y > /kept/file) 2>&1 || cat /kept/file; cat /etc/hostname',
         container={"env": [{"name": "SAID", "value": said}], "workingDir": "/data", "volumeMounts": mounts},
         volumes=[{"name": "data", "emptyDir": {}}],
     )
@@ -76,17 +76,47 @@ async def test_a_read_only_root_stays_read_only(vm_bench, pod, until):
         await runtime.stop_pod(status.uid, 0)
 
 
-async def test_exec_and_other_users_are_refused_with_the_reason(vm_bench, pod):
+async def test_the_program_runs_as_who_it_should_and_gains_nothing(vm_bench, pod, until, log):
+    wanted = pod(
+        "id -u; id -g; id -G; cat /data/x; touch /y || echo no; umask; ulimit -n > /dev/null && echo limited",
+        container={
+            "securityContext": {"runAsUser": 1000, "runAsGroup": 2000, "capabilities": {"drop": ["ALL"]}},
+            "volumeMounts": [{"name": "data", "mountPath": "/data"}],
+        },
+        volumes=[{"name": "data", "emptyDir": {}}],
+        securityContext={"fsGroup": 3000, "supplementalGroups": [4000]},
+    )
+    wanted["spec"]["initContainers"] = [
+        {**wanted["spec"]["containers"][0], "name": "write", "command": ["sh", "-c", "echo x > /data/x"]}
+    ]
     async with vm_bench.open() as runtime:
-        status = await runtime.run_pod(pod("sleep 1000"))
-        with pytest.raises(SessionUnavailable, match="no other programs can be run in a microVM"):
-            async with runtime.execute(status.uid, "main", ExecRequest(command=("sh",))):
-                pass
-        refused = await runtime.run_pod(pod("true", container={"securityContext": {"runAsUser": 7}}))
-        assert refused.containers[0].reason == "CreateContainerConfigError"
-        assert "runs its program as root" in refused.containers[0].message
-        for left in runtime.pods():
-            await runtime.stop_pod(left.uid, 0)
+        status = await runtime.run_pod(wanted)
+        await until(runtime, status.uid, lambda s: s.phase == "Succeeded")
+        said = [line for line in (await log(runtime, status.uid)).splitlines() if "touch" not in line]
+        assert said == ["1000", "2000", "2000 3000 4000", "x", "no", "0022", "limited"]
+        await runtime.stop_pod(status.uid, 0)
+
+
+@pytest.mark.parametrize(("capabilities", "may"), [({}, "may"), ({"drop": ["CHOWN"]}, "may not")])
+async def test_what_is_dropped_even_root_has_not(vm_bench, pod, until, log, capabilities, may):
+    wanted = pod(
+        "touch /x; chown 5 /x 2>/dev/null && echo may || echo may not",
+        container={"securityContext": {"capabilities": capabilities}},
+    )
+    async with vm_bench.open() as runtime:
+        status = await runtime.run_pod(wanted)
+        await until(runtime, status.uid, lambda s: s.phase == "Succeeded")
+        assert await log(runtime, status.uid) == f"{may}\n"
+        await runtime.stop_pod(status.uid, 0)
+
+
+async def test_a_program_that_is_not_there_is_told(vm_bench, pod, until, log):
+    async with vm_bench.open() as runtime:
+        status = await runtime.run_pod(pod("", container={"command": ["/no/such"]}))
+        ended = await until(runtime, status.uid, lambda s: s.containers[0].state == "terminated")
+        assert ended.containers[0].exit_code == 127
+        assert await log(runtime, status.uid) == "/no/such: No such file or directory\n"
+        await runtime.stop_pod(status.uid, 0)
 
 
 async def test_the_trial_boot_is_remembered(vm_bench):

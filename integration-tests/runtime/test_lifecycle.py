@@ -63,11 +63,11 @@ async def test_what_ignores_sigterm_is_killed_after_the_grace(bench, engine, pod
                         break
 
 
-async def test_memory_limit_kills_and_says_so(bench, pod, until):
+async def test_memory_limit_kills_and_says_so(bench, engine, pod, until):
     if bench.zygote.report.cgroups == "none":
         pytest.skip("this machine lets nobody make control groups")
     hog = "x=0123456789abcdef; while :; do x=$x$x; done"
-    wanted = pod(hog, container={"resources": {"limits": {"memory": "24Mi"}}})
+    wanted = pod(hog, container={"resources": {"limits": {"memory": "32Mi"}}})
     uid = wanted["metadata"]["uid"]
     async with bench.open() as runtime:
         await runtime.run_pod(wanted)
@@ -89,7 +89,7 @@ async def test_pid_and_cpu_limits_are_in_force(bench, pod, until, log):
         await runtime.stop_pod(uid, 0)
 
 
-async def test_a_fork_bomb_is_held_by_the_limit_of_processes(bench, pod, log, until):
+async def test_a_fork_bomb_is_held_by_the_limit_of_processes(bench, engine, pod, log, until):
     if bench.zygote.report.cgroups == "none":
         pytest.skip("this machine lets nobody make control groups")
     bench.config = evolve(bench.config, pids_limit=20)
@@ -102,10 +102,9 @@ async def test_a_fork_bomb_is_held_by_the_limit_of_processes(bench, pod, log, un
         await runtime.stop_pod(status.uid, 0)
 
 
-async def test_a_cpu_limit_is_held(bench, pod, log, until):
+async def test_a_cpu_limit_is_held(bench, engine, pod, log, until):
     if bench.zygote.report.cgroups == "none":
         pytest.skip("this machine lets nobody make control groups")
-    # In containers alone: the stand-in's guests have no /dev, which a shell's background jobs need.
     # Four loops for a second of wall time: without the limit they would use up to as many seconds as there are processors.
     burn = "for i in 1 2 3 4; do while :; do :; done & done; sleep 1; kill %1 %2 %3 %4; wait; times"
     wanted = pod(burn, container={"resources": {"limits": {"cpu": "200m"}}})

@@ -13,6 +13,7 @@ from machineplane.runtime import limits as pod_limits
 pytestmark = pytest.mark.root
 
 SECRET = "correct-horse-battery"
+SAY = "until test -p /said; do sleep 0.02; done; echo "
 
 
 def mount(name, path, **more):
@@ -45,7 +46,7 @@ def on_disk(folder, text):
     return found.stdout.split()
 
 
-async def test_secrets_reach_the_container_and_no_disk(bench, pod, until, log, eventually):
+async def test_secrets_reach_the_container_and_no_disk(bench, engine, pod, until, log, eventually):
     bench.objects["Secret", "s"] = {"data": {"password": base64.b64encode(SECRET.encode()).decode()}}
     bench.objects["ConfigMap", "c"] = {"data": {"greeting": "hello"}}
     wanted = pod(
@@ -74,7 +75,7 @@ async def test_secrets_reach_the_container_and_no_disk(bench, pod, until, log, e
         await runtime.stop_pod(uid, 0)
 
 
-async def test_a_container_waits_for_what_it_refers_to(bench, pod, until, log):
+async def test_a_container_waits_for_what_it_refers_to(bench, engine, pod, until, log):
     wanted = pod(
         "echo $X",
         container={"env": [{"name": "X", "valueFrom": {"configMapKeyRef": {"name": "c", "key": "k"}}}]},
@@ -89,7 +90,7 @@ async def test_a_container_waits_for_what_it_refers_to(bench, pod, until, log):
         await runtime.stop_pod(uid)
 
 
-async def test_volumes_follow_their_objects_as_a_whole(bench, pod, log, eventually, monkeypatch):
+async def test_volumes_follow_their_objects_as_a_whole(bench, engine, pod, log, eventually, monkeypatch):
     monkeypatch.setattr(pod_limits, "REFRESH_S", 0.05)
     bench.objects["ConfigMap", "c"] = {"data": {"a": "old", "gone": "x"}}
     wanted = pod(
@@ -190,14 +191,14 @@ async def test_sub_paths_are_made_and_host_paths_mounted_by_policy(bench, pod, u
         await runtime.stop_pod(status.uid, 0)
 
 
-async def test_hooks_run_after_the_start_and_before_the_end(bench, pod, log, eventually):
+async def test_hooks_run_after_the_start_and_before_the_end(bench, engine, pod, log, eventually):
     wanted = pod(
-        "trap 'echo term; exit 0' TERM; while :; do sleep 0.05; done",
+        "mkfifo /said; (while :; do cat /said; done) & trap 'echo term; exit 0' TERM; while :; do sleep 0.05; done",
         terminationGracePeriodSeconds=20,
         container={
             "lifecycle": {
-                "postStart": {"exec": {"command": ["sh", "-c", "echo started > /proc/1/fd/1"]}},
-                "preStop": {"exec": {"command": ["sh", "-c", "echo stopping > /proc/1/fd/1"]}},
+                "postStart": {"exec": {"command": ["sh", "-c", SAY + "started > /said"]}},
+                "preStop": {"exec": {"command": ["sh", "-c", SAY + "stopping > /said; sleep 0.2"]}},
             }
         },
     )
@@ -211,7 +212,7 @@ async def test_hooks_run_after_the_start_and_before_the_end(bench, pod, log, eve
             assert [line.split()[-1] for line in kept] == ["started", "stopping", "term"]
 
 
-async def test_a_failed_hook_ends_the_container(bench, pod, until):
+async def test_a_failed_hook_ends_the_container(bench, engine, pod, until):
     hook = {"postStart": {"httpGet": {"port": 1, "path": "/"}}}
     wanted = pod("sleep 100", container={"lifecycle": hook})
     uid = wanted["metadata"]["uid"]
@@ -222,7 +223,7 @@ async def test_a_failed_hook_ends_the_container(bench, pod, until):
         await runtime.stop_pod(uid)
 
 
-async def test_sidecars_run_beside_the_others_and_end_after_them(bench, pod, until, log, eventually):
+async def test_sidecars_run_beside_the_others_and_end_after_them(bench, engine, pod, until, log, eventually):
     image = pod("true")["spec"]["containers"][0]["image"]
     side = "trap 'echo bye; exit 0' TERM; echo up > /v/up; while :; do sleep 0.02; done"
     mounts = [mount("v", "/v")]
@@ -241,7 +242,7 @@ async def test_sidecars_run_beside_the_others_and_end_after_them(bench, pod, unt
         await runtime.stop_pod(uid)
 
 
-async def test_last_words(bench, pod, until):
+async def test_last_words(bench, engine, pod, until):
     said = pod("echo written > /dev/termination-log; exit 3")
     output = pod(
         "echo not this; echo from the log; exit 4",
@@ -256,7 +257,7 @@ async def test_last_words(bench, pod, until):
             await runtime.stop_pod(uid)
 
 
-async def test_a_pod_ends_at_its_deadline(bench, pod, until):
+async def test_a_pod_ends_at_its_deadline(bench, engine, pod, until):
     wanted = pod("sleep 100", activeDeadlineSeconds=1, terminationGracePeriodSeconds=0)
     uid = wanted["metadata"]["uid"]
     async with bench.open() as runtime:
@@ -286,19 +287,21 @@ async def test_who_takes_too_much_disk_is_evicted(bench, pod, until, monkeypatch
         await runtime.stop_pod(uid)
 
 
-async def test_a_container_with_a_terminal_of_its_own(bench, pod, log):
+async def test_a_container_with_a_terminal_of_its_own(bench, engine, pod, log):
     wanted = pod(
         "stty size; read word; echo got $word; stty size; sleep 100", container={"tty": True, "stdin": True}
     )
     uid = wanted["metadata"]["uid"]
     async with bench.open() as runtime:
         await runtime.run_pod(wanted)
+        while not await log(runtime, uid):  # the first size, before it changes
+            pass
         async with runtime.attach(uid, "main", frozenset({STDIN, STDOUT})) as session:
             await session.send(RESIZE, (132).to_bytes(2) + (43).to_bytes(2))
             await session.send(STDIN, b"hello\n")
             seen = b""
             with trio.fail_after(10):
-                while b"43 132" not in seen:
+                while not seen.endswith(b"43 132\r\n"):
                     seen += (await session.receive())[1]
         assert b"got hello\r\n43 132\r\n" in seen
         assert "got hello" in await log(runtime, uid)

@@ -16,7 +16,6 @@ from machineplane.runtime.wasm.config import WASM, as_module, missing_wasmtime
 from machineplane.runtime.zygote_client import ZygoteReport
 
 NO_EXEC: Final[Mapping[str, str]] = {
-    KRUN: "no other programs can be run in a microVM by this version: nothing in the guest takes them",
     WASM: "a WebAssembly module has no other programs that could be run in it",
 }
 """Engines that cannot put a process into what runs, and why."""

@@ -14,12 +14,14 @@ from typing import Any, Final
 IMAGE: Final = "/image"
 """Where image and volumes are in the container."""
 OWN: Final = ("/proc", "/dev", "/sys")
-"""Mounts for the runner, with all below them; all others are the guest's."""
+"""What every container has of its kernel. A pod's volumes are not put below them where a guest has a kernel of its own."""
+_RUNNERS: Final = ("/proc", "/dev", "/dev/pts", "/dev/mqueue", "/dev/shm", "/sys")
+"""Mounts for the runner; all others are the guest's."""
 _HOST_LIBRARIES = ("/usr/lib", "/lib", "/lib64")
 
 
 def is_own(path: str) -> bool:
-    """Whether a mount at this absolute path is the runner's: at one of `OWN` or below, not merely spelled like it."""
+    """Whether this absolute path is one of `OWN` or below it, not merely spelled like it."""
     return any(PurePosixPath(path).is_relative_to(own) for own in OWN)
 
 
@@ -31,6 +33,12 @@ def python_paths(package: str, *more: str) -> tuple[str, ...]:
     return _outermost(path for path in wanted if os.path.isdir(path))
 
 
+def library_paths() -> tuple[str, ...]:
+    """What Python needs of this machine to run with nothing but its own library: its program, and folders."""
+    wanted = [os.path.join(sys.base_prefix, "lib"), os.path.dirname(os.__file__), *_HOST_LIBRARIES]
+    return (*_outermost(path for path in wanted if os.path.isdir(path)), os.path.realpath(sys.executable))
+
+
 def _outermost(paths: Iterable[str]) -> tuple[str, ...]:
     found: list[str] = []
     for path in sorted(set(paths)):
@@ -40,11 +48,15 @@ def _outermost(paths: Iterable[str]) -> tuple[str, ...]:
 
 
 def hosted_config(
-    config: Mapping[str, Any], words: Sequence[str], paths: Iterable[str], capabilities: Sequence[str]
+    config: Mapping[str, Any],
+    words: Sequence[str],
+    paths: Iterable[str],
+    capabilities: Sequence[str],
+    image: str = IMAGE,
 ) -> dict[str, Any]:
     """A container's configuration as one in which Python runs ``words``, isolated, with nothing of the pod's variables.
 
-    ``paths`` are the folders that it sees of the machine, read-only.
+    ``paths`` are the folders that it sees of the machine, read-only; ``image`` is where image and volumes are.
     """
     process, root = config["process"], config["root"]
     granted = ("bounding", "effective", "permitted")
@@ -59,7 +71,7 @@ def hosted_config(
             "noNewPrivileges": True,
         },
         "root": {"path": str(host_root(Path(root["path"]))), "readonly": True},
-        "mounts": [*_mounts(config, paths)],
+        "mounts": [*_mounts(config, paths, image)],
     }
 
 
@@ -68,16 +80,16 @@ def host_root(rootfs: Path) -> Path:
     return rootfs.with_name("host")
 
 
-def _mounts(config: Mapping[str, Any], paths: Iterable[str]) -> Iterable[dict[str, Any]]:
+def _mounts(config: Mapping[str, Any], paths: Iterable[str], image: str) -> Iterable[dict[str, Any]]:
     others = []
     for mount in config["mounts"]:
-        if is_own(mount["destination"]):
+        if mount["destination"] in _RUNNERS:
             yield dict(mount)
         else:
-            others.append({**mount, "destination": IMAGE + mount["destination"]})
+            others.append({**mount, "destination": image + mount["destination"]})
     for path in paths:
         yield bind(path, path, "ro")
-    yield bind(config["root"]["path"], IMAGE, "ro" if config["root"]["readonly"] else "rw")
+    yield bind(config["root"]["path"], image, "ro" if config["root"]["readonly"] else "rw")
     yield from others
 
 

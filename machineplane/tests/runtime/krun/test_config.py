@@ -1,6 +1,8 @@
 """The container in which a machine runs: what its monitor may, what the guest gets, and what is refused."""
 
 import json
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +10,7 @@ import pytest
 
 from machineplane.runtime.engine import NO_EXEC, CrunEngine, EngineStatus, KrunEngine
 from machineplane.runtime.errors import PodSpecError
-from machineplane.runtime.hosted import IMAGE
-from machineplane.runtime.krun.config import MONITOR_MEMORY, guest_text, machine_config
+from machineplane.runtime.krun.config import MONITOR_MEMORY, guest_files, machine_config
 from machineplane.runtime.krun.locate import KrunReport
 
 CONFIG: dict[str, Any] = {
@@ -28,7 +29,7 @@ def limited(**limits: str) -> dict[str, Any]:
 
 
 def made_of(container: dict[str, Any], config: dict[str, Any] = CONFIG) -> dict[str, Any]:
-    return machine_config(config, container, "/opt/krun/libkrun.so.1", Path("/private/c/guest.json"))
+    return machine_config(config, container, "/opt/krun/libkrun.so.1", Path("/private/c"))
 
 
 def options(config: dict[str, Any]) -> dict[str, Any]:
@@ -49,14 +50,31 @@ def test_without_limits_there_are_defaults() -> None:
     assert "memory" not in made["linux"].get("resources", {})
 
 
-def test_volumes_are_in_the_guests_root_and_its_configuration_is_a_file_in_memory() -> None:
+def test_volumes_are_in_the_programs_root_and_what_says_what_runs_is_in_memory() -> None:
     made = made_of(limited())
-    order = [mount["destination"] for mount in made["mounts"]]
-    assert order.index(IMAGE) < order.index(f"{IMAGE}/data") < order.index(f"{IMAGE}/.krun_config.json")
-    assert "/dev" in order and made["mounts"][-1]["source"] == "/private/c/guest.json"
-    assert json.loads(guest_text(CONFIG["process"])) == {
-        "process": {"args": ["sh", 'say "x"'], "env": ["A=\n"], "cwd": "/data"}
-    }
+    found = {mount["destination"]: mount for mount in made["mounts"]}
+    order = list(found)
+    assert order.index("/guest/image") < order.index("/guest/image/data")
+    assert found["/guest/.krun_config.json"]["source"] == "/private/c/guest.json"
+    assert found["/process.json"]["source"] == "/private/c/process.json"
+
+
+def test_the_guest_sees_nothing_of_its_monitor() -> None:
+    """Neither its processes, nor KVM, nor the way to the guest's init, nor more of the machine than Python."""
+    seen = [m for m in made_of(limited())["mounts"] if m["destination"].startswith("/guest/")]
+    assert not any(m["type"] in {"proc", "sysfs"} or "kvm" in m["source"] for m in seen)
+    assert not any(m["destination"].startswith("/guest/run") for m in seen)
+    of_the_machine = [m for m in seen if m["source"].startswith(("/usr", "/lib", "/opt", sys.base_prefix))]
+    assert of_the_machine and all("ro" in m["options"] for m in of_the_machine)
+
+
+def test_the_init_is_told_by_files() -> None:
+    files = {name: json.loads(text) for name, text in guest_files(CONFIG["process"]).items()}
+    assert files["process.json"] == CONFIG["process"]
+    assert files["guest.json"]["process"]["args"][0] == os.path.realpath(sys.executable)
+    assert files["exec.json"][0] == sys.executable and "['x']" not in files["exec.json"][-1]
+    compile(files["exec.json"][-1], "exec", "exec")
+    compile(files["guest.json"]["process"]["args"][-1], "init", "exec")
 
 
 def test_the_monitor_makes_no_devices_and_gains_no_privileges() -> None:
@@ -68,8 +86,6 @@ def test_the_monitor_makes_no_devices_and_gains_no_privileges() -> None:
 @pytest.mark.parametrize(
     ("more", "told"),
     [
-        ({"tty": True}, "tty"),
-        ({"lifecycle": {"preStop": {"exec": {"command": ["x"]}}}}, "exec hooks"),
         ({"securityContext": {"privileged": True}}, "privileged"),
         ({"volumeMounts": [{"name": "v", "mountPath": "/dev/v"}]}, "/dev/v"),
         ({"resources": {"limits": {"cpu": "256"}}}, "255 vCPUs"),
@@ -81,10 +97,11 @@ def test_what_a_guest_cannot_have_is_refused(more: dict[str, Any], told: str) ->
         made_of({"name": "main", **more})
 
 
-def test_another_user_than_root_is_refused_and_not_left_out() -> None:
-    config = {**CONFIG, "process": {**CONFIG["process"], "user": {"uid": 5, "gid": 6}}}
-    with pytest.raises(PodSpecError, match="not as 5:6"):
-        made_of(limited(), config)
+def test_the_monitor_is_root_whoever_its_program_is() -> None:
+    user = {"uid": 5, "gid": 6, "additionalGids": [7]}
+    config = {**CONFIG, "process": {**CONFIG["process"], "user": user}}
+    assert made_of(limited(), config)["process"]["user"] == {"uid": 0, "gid": 0}
+    assert json.loads(guest_files(config["process"])["process.json"])["user"] == user
 
 
 class Containers(CrunEngine):
@@ -107,4 +124,4 @@ class Containers(CrunEngine):
 def test_the_engine_says_what_it_lacks(*, available: bool, reason: str, said: str) -> None:
     status = KrunEngine(Containers(available=available), KrunReport("/l", reason)).check()
     assert (status.name, status.available, status.reason) == ("krun", not said, said)
-    assert "krun" in NO_EXEC
+    assert "krun" not in NO_EXEC

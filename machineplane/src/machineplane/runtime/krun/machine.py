@@ -1,10 +1,11 @@
-"""Become one virtual machine: the first process of a container whose engine is ``krun``.
+"""Become one virtual machine, and be its program for whoever runs the container: the first process of engine ``krun``.
 
-A program by itself: it is started by its path, isolated, in a container that has Python and the package attrs but nothing
-else of Magik save the binding beside it. ``machine.py OPTIONS``; OPTIONS is JSON: ``library``, ``root`` (the folder that
-is the guest's ``/``), ``vcpus`` and ``memory_mib``. What runs in the guest stands in a file in its root.
+A program by itself: it is started by its path, isolated, in a container that has Python, the package attrs, and of Magik the
+binding and the folder ``guest`` beside it alone. ``machine.py OPTIONS``; OPTIONS is JSON: ``library``, ``root`` (the folder
+that is the guest's ``/``), ``vcpus`` and ``memory_mib``. What is to run stands in `PROCESS`, as OCI has it.
 
-It ends with the guest's exit code; 125 where no machine could be made, and 128 + n after signal n, as a shell would say.
+It ends with the program's exit code; 125 where no machine could be made or its init never answered, and where the machine
+went before its program with the machine's own end: 128 + n after signal n.
 """
 
 import importlib.util
@@ -17,56 +18,90 @@ from types import ModuleType
 from typing import Any
 
 NO_MACHINE = 125  # libkrun's init ends with it as well where it cannot set the guest up
-_ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
+PROCESS = "/process.json"
+SOCKET = "/run/magik/guest.sock"
 
 
-def load_binding() -> ModuleType:
-    """The module beside this one, without the package that both are in."""
-    spec = importlib.util.spec_from_file_location("binding", Path(__file__).with_name("binding.py"))
+class Ended(Exception):
+    """The machine has ended by itself; ``code`` says how."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(f"the machine has ended with {code}")
+        self.code = code
+
+
+def load(name: str) -> ModuleType:
+    """A module, or the package ``guest``, beside this one, without the package that both are in."""
+    path = Path(__file__).with_name(name)
+    spec = importlib.util.spec_from_file_location(
+        name, path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    )
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
-    sys.modules["binding"] = module  # attrs looks classes' modules up
+    sys.modules[name] = module  # attrs looks classes' modules up; relative imports their package
     spec.loader.exec_module(module)
     return module
 
 
 def become_machine(options: dict[str, Any]) -> None:
     """Set the machine up and enter it; returns only where that fails, and says why."""
-    binding = load_binding()
-    plan = binding.VmPlan(
-        vcpus=options["vcpus"], memory_mib=options["memory_mib"], root=options["root"], tsi=True
-    )
+    binding = load("binding")
     try:
+        plan = binding.VmPlan(
+            vcpus=options["vcpus"],
+            memory_mib=options["memory_mib"],
+            root=options["root"],
+            ports=(binding.VsockPort(options["port"], SOCKET, listen=True),),
+            tsi=True,
+        )
         library = binding.Library(options["library"])
         library.enter(library.configure(plan))
     except (binding.KrunError, OSError) as error:
         print(error, file=sys.stderr, flush=True)
 
 
-def wait_for(child: int) -> int:
-    """What to end with: the machine's exit code, or 128 + n for a signal, which pulls its plug.
+def fork_machine(options: dict[str, Any]) -> int:
+    """The machine as a process of its own: nothing of the console is the program's output, but what goes wrong is told."""
+    child = os.fork()
+    if child:
+        return child
+    try:
+        null = os.open(os.devnull, os.O_RDWR)
+        os.dup2(null, 0)
+        os.dup2(null, 1)
+        become_machine(options)
+    finally:
+        os._exit(NO_MACHINE)
 
-    No guest's init takes signals from outside, so there is nobody to ask. The kernel ends all when this process does.
-    """
-    number = signal.sigwait({*_ENDING, signal.SIGCHLD})
-    if number != signal.SIGCHLD:
-        return 128 + number
-    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    return code if code >= 0 else 128 - code
+
+def run(child: int) -> int:
+    """Have the guest's init run the program, as soon as it answers; the program's exit code. Raises `Ended`."""
+    client: Any = importlib.import_module("guest.client")
+
+    def look() -> None:
+        pid, status = os.waitpid(child, os.WNOHANG)
+        if pid:
+            code = os.waitstatus_to_exitcode(status)
+            raise Ended(code if code >= 0 else 128 - code)
+
+    process = {**json.loads(Path(PROCESS).read_text()), "first": True}
+    try:
+        return int(client.run(SOCKET, process, client.signal_pipe(signal.SIGCHLD), client.BOOT_S, look))
+    except client.Lost as error:
+        look()
+        print(error, file=sys.stderr, flush=True)
+        return NO_MACHINE
 
 
 def main() -> None:
-    """The machine is a process of its own, so that this one, the container's first, can wait for signals."""
+    """The kernel ends the machine, and all that is left in the container, when this process does."""
     options = json.loads(sys.argv[1])
-    signal.pthread_sigmask(signal.SIG_BLOCK, {*_ENDING, signal.SIGCHLD})
-    child = os.fork()
-    if child == 0:
-        signal.pthread_sigmask(signal.SIG_SETMASK, ())
-        try:
-            become_machine(options)
-        finally:
-            os._exit(NO_MACHINE)
-    os._exit(wait_for(child))
+    load("guest")
+    try:
+        code = run(fork_machine(options))
+    except Ended as end:
+        code = end.code
+    os._exit(code)
 
 
 if __name__ == "__main__":

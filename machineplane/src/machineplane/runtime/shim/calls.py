@@ -18,6 +18,9 @@ _MAX_ERROR = 600
 """Characters of an error, so that an answer is written to its pipe in one piece (PIPE_BUF, 4096 bytes of JSON escapes)."""
 
 _HIGHEST_FD = 2**31 - 1
+
+EXEC_PREFIX = "exec.json"
+"""A file beside a container's configuration: the words that come before those of whatever is put into it, a JSON list."""
 _RESET_SIGNALS = (
     signal.SIGCHLD,
     signal.SIGTERM,
@@ -173,7 +176,7 @@ def execute(tools: Tools, container_id: str, number: int, args: list[str], conso
     private = tools.private(container_id)
     with open(os.path.join(private, "config.json"), "rb") as file:
         process = json.load(file)["process"]
-    process |= {"args": args, "terminal": bool(console)}
+    process |= {"args": [*_exec_prefix(private), *args], "terminal": bool(console)}
     if console and not any(item.startswith("TERM=") for item in process["env"]):
         process["env"].append("TERM=xterm")  # as Kubernetes has it
     path, pid_file = (os.path.join(private, f"exec-{number}.{kind}") for kind in ("json", "pid"))
@@ -188,6 +191,14 @@ def execute(tools: Tools, container_id: str, number: int, args: list[str], conso
         for left in (path, pid_file):
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(left)
+
+
+def _exec_prefix(private: str) -> list[str]:
+    try:
+        with open(os.path.join(private, EXEC_PREFIX), "rb") as file:
+            return [str(word) for word in json.load(file)]
+    except FileNotFoundError:
+        return []
 
 
 def _execute(tools: Tools, context: Context, container_id: str, path: str, program: str) -> None:
