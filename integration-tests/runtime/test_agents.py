@@ -3,7 +3,7 @@
 import json
 import os
 import signal
-import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +12,10 @@ from attrs import evolve
 
 from machineplane.agents import Door
 from machineplane.runtime import ContainerSaid, ExecRequest, PodEvent, Words
-from machineplane.runtime.images.make import make_image
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from agent_image import make_agent
 
 pytestmark = pytest.mark.root
 
@@ -45,7 +48,7 @@ class Agents:
         self.tokens = {}
 
     def environment(self, pod):
-        return {"BEE_POD_NAME": pod.name, "PATH": "/bin"}
+        return {"BEE_POD_NAME": pod.name}
 
     async def serve(self, uid, token, listener):
         self.tokens[uid] = token
@@ -54,18 +57,7 @@ class Agents:
 
 @pytest.fixture(scope="session")
 def agent_archive(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("agent")
-    talk = folder / "talk"
-    subprocess.run(
-        ["cc", "-static", "-Wall", "-Werror", "-o", talk, Path(__file__).with_name("talk.c")], check=True
-    )
-    files = {
-        "bin/busybox": (Path("/bin/busybox"), 0o755),
-        "bin/talk": (talk, 0o755),
-        "agent": (SCRIPT.encode(), 0o755),
-    }
-    make_image(folder / "agent.tar", ref=AGENT_IMAGE, files=files, entrypoint=["/agent"], env=["FROM=image"])
-    return folder / "agent.tar"
+    return make_agent(tmp_path_factory.mktemp("agent"), AGENT_IMAGE, SCRIPT)
 
 
 @pytest.fixture
@@ -111,9 +103,7 @@ async def test_an_agent_has_its_two_folders_and_nothing_more(ready, pod, eventua
         uid = status.uid
         await eventually(lambda: "seen" in said(ready, uid))
         text = said(ready, uid)
-        assert (
-            "uid=65534 gid=65534" in text and "BEE_POD_NAME=" + status.name in text and "FROM=image" in text
-        )
+        assert "uid=65534 gid=65534" in text and "BEE_POD_NAME=" + status.name in text and "PATH=/bin" in text
         assert "CapEff:\t0000000000000000" in text and "CapBnd:\t0000000000000000" in text
         assert "NoNewPrivs:\t1" in text and "Seccomp:\t2" in text
         assert "nameserver 127.0.0.1" not in text  # its own resolver is the machine's

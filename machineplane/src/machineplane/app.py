@@ -2,7 +2,7 @@
 
     signals ─┐                        ┌── podnet (bridge, addresses)
              │   kubeapi ── backend ──┤
-    mesh ────┴── scheduling ── fabric ┴── runtime (zygote, shims, images)
+    mesh ────┴── scheduling ── fabric ┴── runtime (zygote, shims, images) ── podagents ── agents (a socket for each pod)
 
 From the API a manifest goes to `fabric` (guarded, acted for), from there as a job to `scheduling` (tender, bid, award), from
 an award to `fabric.pods` and into the runtime; what the runtime sees goes back into the table that all machines mirror.
@@ -12,15 +12,17 @@ import json
 import os
 import random
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from ipaddress import ip_address
 from typing import Any
+from uuid import UUID
 
 import structlog
 import trio
 
 from machineplane import __version__
+from machineplane.agentdesk import ZONE, AgentDesk
 from machineplane.backend import FabricBackend
 from machineplane.config import Config
 from machineplane.fabric.disposals import Disposals
@@ -31,8 +33,9 @@ from machineplane.fabric.holdings import Holdings, HoldingsFull
 from machineplane.fabric.manifests import Manifest
 from machineplane.fabric.nodes import Host, node_labels, node_object
 from machineplane.fabric.objects import render
-from machineplane.fabric.pods import DeployError, PodKeeper, PodState
+from machineplane.fabric.pods import DeployError, Marks, PodKeeper, PodState
 from machineplane.fabric.remote import LogQuery, LogUnavailable, Remote
+from machineplane.fabric.services import Services
 from machineplane.fabric.sessions import ATTACH, EXEC, Sessions
 from machineplane.fabric.table import Table
 from machineplane.fabric.tombstones import Tombstones
@@ -44,6 +47,7 @@ from machineplane.kubeapi.server import ApiAddresses, ApiConfig, serve_api
 from machineplane.linux.addresses import own_addresses
 from machineplane.linux.files import replace_file
 from machineplane.podaccess import PodAccess
+from machineplane.podagents import PodAgents, wrong_annotation
 from machineplane.references import References, pack, records_in
 from machineplane.runtime import (
     EngineStatus,
@@ -53,6 +57,7 @@ from machineplane.runtime import (
     PodEvent,
     PodGone,
     PodSpecError,
+    PodStatus,
     Runtime,
     check_spec,
     pod_status_json,
@@ -62,7 +67,7 @@ from machineplane.scheduling.capacity import architecture, read_capacity
 from machineplane.scheduling.letters import Job
 from machineplane.scheduling.market import DeployFailed, Market
 from machineplane.scheduling.requirements import RequirementsError, priority_of, requirements_of
-from magik_mesh import Node, PeerDown, PeerUp
+from magik_mesh import MeshError, Node, PeerDown, PeerUp
 from magik_proto import bidder
 from magik_proto.clock import HybridClock
 from magik_proto.identity import PeerId, format_address
@@ -111,9 +116,11 @@ class Machine:
         runtime: Runtime,
         node: Node,
         references: References,
+        agents: PodAgents,
         nursery: trio.Nursery,
     ) -> None:
         self.config = config
+        self.agents = agents
         self.credentials = credentials
         self.runtime = runtime
         self.node = node
@@ -128,27 +135,48 @@ class Machine:
         self.view = View(own, clock)
         self.view.render = lambda group: render(self.view, group)
         self.view.on_change = self._view_changed
+        self.services = Services(self.view)
         self.references = references
         references.known = self.view
         self.holdings = Holdings()
         self.events = Events(self.table, wall_ms, config.node_name)
         self.follower = Follower(node, self.table, self.view)
+        self.desk = self._make_desk()
         self.keeper = self._make_keeper()
         self.market = self._make_market()
         self.disposals = self._make_disposals()
         self.tombstones = Tombstones(node, self.disposals.remembered, self.disposals.learn)
         self.guardian = self._make_guardian()
-        self.remote = Remote(node, hold=self.guardian.hold, stop=self.keeper.stop, open_log=self._open_log)
+        self.remote = Remote(
+            node, hold=self.guardian.hold, stop=self.keeper.stop, open_log=self._open_log, look=self._look
+        )
         runtime.join_peers(ImagePeers(node, Handout(runtime.images), random.SystemRandom()))
         access = PodAccess(runtime)
         self.sessions = Sessions(node, {EXEC: access.execute, ATTACH: access.attach}, access.connect)
         self.backend = self._make_backend()
+        agents.join(self.desk)
+        node.on_revocations(lambda _: self._tell_agents(None))
 
     # -- rooms, each given what it needs of the others
 
+    def _make_desk(self) -> AgentDesk:
+        return AgentDesk(
+            runtime=self.runtime,
+            node=self.node,
+            view=self.view,
+            services=self.services,
+            holdings=self.holdings,
+            identity=self.credentials.identity,
+            policy=self.credentials.policy,
+            addresses=self.addresses,
+            zone=dict(self.config.labels).get(ZONE),
+            wall=wall_ms,
+            look=self._ask_actor,
+        )
+
     def _make_keeper(self) -> PodKeeper:
         return PodKeeper(
-            runtime=_PodRuntime(self.runtime),
+            runtime=_PodRuntime(self.runtime, self.desk.marks),
             table=self.table,
             events=self.events,
             own=self.node.id,
@@ -337,6 +365,32 @@ class Machine:
         kind, _, ident = group.partition("/")
         if kind == "workload":
             self.guardian.wake(ident)
+        if namespace := self.services.changed(group):
+            self._tell_agents(namespace)
+
+    def _tell_agents(self, namespace: str | None) -> None:
+        """Something may be news to the agents of a namespace, or of all."""
+        here = {pod.uid: pod.namespace for pod in self.runtime.pods()}
+        for uid in self.agents.uids():
+            if namespace is None or here.get(uid) == namespace:
+                self.agents.changed(uid)
+
+    def _look(self, uid: UUID) -> bool:
+        """Look at a workload that this machine acts for; whether it is disposed of."""
+        self.guardian.wake(str(uid))
+        return self.holdings.is_disposed(uid, trio.current_time())
+
+    async def _ask_actor(self, uid: UUID) -> bool:
+        peer = self.guardian.actor_of(uid)
+        if peer is None:
+            return False
+        try:
+            return await self.remote.look(peer, uid)
+        except (
+            MeshError
+        ) as error:  # it may be about to be found dead; then another one acts, and is asked again
+            self.log.info("look-lost", peer=str(peer), workload=str(uid), error=str(error))
+            return False
 
     async def _watch_peers(self) -> None:
         alone = False  # not at the start: then the daemon's own grace counts
@@ -361,6 +415,7 @@ class Machine:
                 continue
             else:
                 self.keeper.report(change)
+                self.agents.changed(change.uid)
             self._count_capacity()
 
     def _check_manifest(self, manifest: Manifest) -> str | None:
@@ -368,6 +423,8 @@ class Machine:
         if not manifest.runs_pods:
             return None
         spec = manifest.template["spec"]
+        if wrong := wrong_annotation(manifest.annotations):
+            return wrong
         try:
             requirements_of(spec, manifest.annotations, self.default_runtime)
             priority_of(spec)
@@ -407,8 +464,8 @@ class Machine:
         except ValueError as error:  # RequirementsError is one
             raise DeployFailed(str(error)) from error
         try:
-            records = pack(objects)
-            return await self.keeper.deploy(workload, award, receipt, engine, records)
+            records, member = pack(objects), self.node.shown(award.owner_identity)
+            return await self.keeper.deploy(workload, award, receipt, engine, records, member)
         except DeployError as error:
             raise DeployFailed(str(error)) from error
 
@@ -437,8 +494,9 @@ def _whole(query: Mapping[str, Any], name: str) -> int | None:
 class _PodRuntime:
     """The runtime as `fabric.pods` knows it."""
 
-    def __init__(self, runtime: Runtime) -> None:
+    def __init__(self, runtime: Runtime, marks: Callable[[PodStatus], Marks]) -> None:
         self._runtime = runtime
+        self.marks = marks
         self.stop_pod = runtime.stop_pod
         self.pods = runtime.pods
 

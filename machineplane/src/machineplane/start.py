@@ -14,6 +14,7 @@ from machineplane.config import Config, default_node_name, pod_subnet
 from machineplane.keys import Credentials, KeyFileError, load_credentials
 from machineplane.kubeapi.errors import PortTaken
 from machineplane.linux.nft import NftError
+from machineplane.podagents import PodAgents
 from machineplane.podnet import PodNetConfig, PodNetworkError, open_pod_network
 from machineplane.privileges import missing_privileges
 from machineplane.references import References
@@ -153,8 +154,9 @@ async def _run_machine(
         pod_net = PodNetConfig(subnet=config.pod_subnet, ports=config.agent_ports)
         network = await stack.enter_async_context(open_pod_network(pod_net))
         references = References()
+        agents = PodAgents(wall_ms)
         runtime = await stack.enter_async_context(
-            open_runtime(runtime_config, network, zygote, references.lookup)
+            open_runtime(runtime_config, network, zygote, references.lookup, agents)
         )
         here = {status.uid for status in runtime.pods()}
         for uid in network.held().keys() - here:  # links of pods of which nothing else is left
@@ -162,7 +164,7 @@ async def _run_machine(
         nursery = await stack.enter_async_context(trio.open_nursery())
         node = await stack.enter_async_context(open_node(_node_config(config, credentials)))
         # No await between these two: nothing is served before every room has registered its handlers.
-        machine = Machine(config, credentials, runtime, node, references, nursery)
+        machine = Machine(config, credentials, runtime, node, references, agents, nursery)
         revocations = RevocationFile(node, config.state_dir / "keys" if config.keeps_identity else None)
         nursery.start_soon(revocations.run)
         nursery.start_soon(revocations.read_again, reloads)

@@ -14,7 +14,7 @@ from fabric_support import FakeMachine, Wall, deployment, record, stateful_set
 from trio.testing import wait_all_tasks_blocked
 
 from machineplane.fabric.events import Events
-from machineplane.fabric.pods import Attachment, DeployError, PodKeeper
+from machineplane.fabric.pods import Attachment, DeployError, Marks, PodKeeper
 from magik_proto.messages import Award
 from magik_proto.records import Workload
 
@@ -37,6 +37,7 @@ class FakeRuntime:
         self.phase = "Running"
         self.graces: list[float | None] = []
         self.may_stop = trio.Event()
+        self.marked = Marks()
 
     async def run_pod(self, pod: dict[str, Any], attachment: bytes, *, engine: str, records: bytes) -> State:
         await trio.sleep(0.1)
@@ -51,6 +52,9 @@ class FakeRuntime:
 
     def pods(self) -> list[State]:
         return list(self.states.values())
+
+    def marks(self, state: State) -> Marks:
+        return self.marked
 
     def status(self, state: State) -> dict[str, Any]:
         running = {"running": {"startedAt": "2027-01-15T08:00:00Z"}}

@@ -127,6 +127,11 @@ class Guardian:
         self._dirty.add(uid)
         self._woken.set()
 
+    def actor_of(self, uid: UUID) -> PeerId | None:
+        """The machine that acts for a workload; None where nobody here knows of it."""
+        manifest = self._view.manifest(str(uid))
+        return None if manifest is None else actor(manifest.record, self._alive())
+
     def wake_all(self) -> None:
         """The set of live machines has changed."""
         for uid in self._view.records:

@@ -11,11 +11,12 @@ from uuid import UUID, uuid4
 
 import structlog
 import trio
-from attrs import frozen
+from attrs import field, frozen
 
 from machineplane.fabric.events import Events, EventType
 from machineplane.fabric.manifests import Birth, Manifest, Object, ordinal_of, pod_of
 from machineplane.fabric.objects import rfc3339
+from machineplane.fabric.services import AGENT, LEADER
 from machineplane.fabric.table import Table
 from magik_proto.codec import decode, encode
 from magik_proto.errors import RemoteProtocolError
@@ -44,6 +45,14 @@ class PodState(Protocol):
     def message(self) -> str: ...
 
 
+@frozen
+class Marks:
+    """Labels and annotations that a machine adds to what it shows of a pod."""
+
+    labels: Mapping[str, str] = field(factory=dict)
+    annotations: Mapping[str, str] = field(factory=dict)
+
+
 class PodRuntime(Protocol):
     """The runtime as this room needs it."""
 
@@ -53,16 +62,21 @@ class PodRuntime(Protocol):
     async def stop_pod(self, uid: str, grace_s: float | None = None) -> None: ...
     def pods(self) -> Iterable[PodState]: ...
     def status(self, state: Any) -> dict[str, Any]: ...
+    def marks(self, state: Any) -> Marks: ...
 
 
 @frozen
 class Attachment:
-    """What a pod remembers of its origin: the signed manifest, the award's receipt, the template's hash and the engine."""
+    """What a pod remembers of its origin.
+
+    The signed manifest, the template's hash, the engine, the award as receipt, and the membership of the award's owner.
+    """
 
     workload: Workload
     template_hash: str
     engine: str
     award: bytes = b""
+    member: bytes | None = None
 
     def to_bytes(self) -> bytes:
         return encode(
@@ -71,6 +85,7 @@ class Attachment:
                 "template_hash": self.template_hash,
                 "engine": self.engine,
                 "award": self.award,
+                **({} if self.member is None else {"member": self.member}),
             }
         )
 
@@ -81,7 +96,14 @@ class Attachment:
         if not isinstance(wire, dict):
             raise ValueError("attachment: not a map")
         record = decode_as(Workload, bytes(wire["workload"]))
-        return cls(record, str(wire["template_hash"]), str(wire["engine"]), bytes(wire["award"]))
+        member = wire.get("member")
+        return cls(
+            record,
+            str(wire["template_hash"]),
+            str(wire["engine"]),
+            bytes(wire["award"]),
+            None if member is None else bytes(member),
+        )
 
 
 class PodKeeper:
@@ -112,6 +134,7 @@ class PodKeeper:
         self._pods: dict[str, tuple[Object, Attachment]] = {}
         self._stopping: dict[str, int] = {}
         self._settled: set[str] = set()
+        self._marks: dict[str, Marks] = {}
         self._told: dict[str, dict[str, tuple[News, object]]] = {}  # by pod uid and container
         self._log = structlog.get_logger(room="fabric")
 
@@ -140,17 +163,24 @@ class PodKeeper:
         return [self._pods[uid][0] for uid in self._settled]
 
     async def deploy(
-        self, workload: Workload, award: Award, award_bytes: bytes, engine: str, records: bytes = b""
+        self,
+        workload: Workload,
+        award: Award,
+        award_bytes: bytes,
+        engine: str,
+        records: bytes = b"",
+        member: bytes | None = None,
     ) -> list[str]:
         """Start the awarded replicas and return the pods' names once all have started.
 
-        ``records`` are the objects that the pods refer to; they are kept with the pods, in memory alone.
+        ``records`` are the objects that the pods refer to; they are kept with the pods, in memory alone. ``member`` is the
+        membership of the award's owner, which goes into the pods' passes.
 
         Raises DeployError when one has failed for good (the others of the award are then stopped again), and where a
         StatefulSet's ordinals are missing or have a pod here.
         """
         manifest = Manifest.of(workload)
-        attachment = Attachment(workload, manifest.template_hash, engine, award_bytes)
+        attachment = Attachment(workload, manifest.template_hash, engine, award_bytes, member)
         pods = [pod_of(manifest, self._birth(n)) for n in self._ordinals(manifest, award)]
         failures: list[str] = []
         async with trio.open_nursery() as nursery:
@@ -199,6 +229,7 @@ class PodKeeper:
         """The runtime says that a pod has changed."""
         if state.uid in self._pods:
             status = self._runtime.status(state)
+            self._marks[state.uid] = self._runtime.marks(state)
             self._tell(self._pods[state.uid][0], status)
             self._put(state.uid, status)
 
@@ -225,6 +256,7 @@ class PodKeeper:
         self._stopping.pop(uid, None)
         self._settled.discard(uid)
         self._told.pop(uid, None)
+        self._marks.pop(uid, None)
         self._table.remove(("pod", uid))
 
     def stop(self, uid: str, grace_s: int | None = None) -> None:
@@ -265,13 +297,25 @@ class PodKeeper:
 
     def _put(self, uid: str, status: Mapping[str, Any]) -> None:
         obj, attachment = self._pods[uid]
+        metadata = _marked(obj["metadata"], self._marks.get(uid, Marks()))
+        shown = {**obj, "metadata": metadata, "status": {**status, "hostIP": self._address}}
         value = {
-            "json": canonical_json({**obj, "status": {**status, "hostIP": self._address}}),
+            "json": canonical_json(shown),
             "workload": str(attachment.workload.uid),
             "template_hash": attachment.template_hash,
         }
         self._table.put(("pod", uid), value)
 
+
+def _marked(metadata: Object, marks: Marks) -> Object:
+    """A pod's metadata with the machine's marks; of those names nothing of the pod's author stays."""
+    made = dict(metadata)
+    for part, own in (("labels", marks.labels), ("annotations", marks.annotations)):
+        made[part] = {k: v for k, v in (metadata.get(part) or {}).items() if k not in _MARKS} | dict(own)
+    return made
+
+
+_MARKS = (AGENT, LEADER)
 
 News = tuple[EventType, str, str]
 _OF_IMAGES = ("ErrImagePull", "ImagePullBackOff", "ErrImageNeverPull", "InvalidImageName")

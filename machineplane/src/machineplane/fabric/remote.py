@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
+from uuid import UUID
 
 import structlog
 import trio
@@ -20,11 +21,13 @@ from magik_proto.signing import verify
 HOLD = "/magik/fabric/hold/1.0.0"
 RETIRE = "/magik/pod/retire/1.0.0"
 LOGS = "/magik/pod/logs/1.0.0"
+LOOK = "/magik/fabric/look/1.0.0"
 
 HOLD_TIMEOUT_S = (
     2.0  # guess: an API call waits for this at most; who was too slow learns of the manifest by following
 )
 RETIRE_TIMEOUT_S = 5.0
+LOOK_TIMEOUT_S = 5.0
 _READ_BYTES = 65_536
 
 LogQuery = Mapping[str, Any]
@@ -45,15 +48,18 @@ class Remote:
         hold: Callable[[Workload], bool],
         stop: Callable[[str, int | None], None],
         open_log: OpenLog,
+        look: Callable[[UUID], bool],
     ) -> None:
         self._node = node
         self._hold = hold
         self._stop = stop
         self._open_log = open_log
+        self._look = look
         self._log = structlog.get_logger(room="fabric")
         node.handle(HOLD, self._on_hold)
         node.handle(RETIRE, self._on_retire)
         node.handle(LOGS, self._on_logs)
+        node.handle(LOOK, self._on_look)
 
     async def spread(self, workload: Workload) -> int:
         """Give a manifest to its guardians; how many took it. Those that cannot be reached are left to `Guardian`."""
@@ -86,6 +92,20 @@ class Remote:
             await self._node.call(peer, RETIRE, body, timeout=RETIRE_TIMEOUT_S)
         except MeshError as error:
             self._log.info("retire-lost", peer=str(peer), pod=pod, error=str(error))
+
+    async def look(self, peer: PeerId, uid: UUID) -> bool:
+        """Have a machine look at a workload that it acts for; whether it is disposed of. Raises MeshError."""
+        if peer == self._node.id:
+            return self._look(uid)
+        answer = await self._node.call(peer, LOOK, {"uid": uid.bytes}, timeout=LOOK_TIMEOUT_S)
+        return isinstance(answer, Mapping) and answer.get("disposed") is True
+
+    async def _on_look(self, call: Call) -> object:
+        _require(call, "run")
+        raw = call.body.get("uid") if isinstance(call.body, Mapping) else None
+        if not isinstance(raw, bytes) or len(raw) != 16:
+            raise CallRefused("look.body", "the uid of a workload, 16 bytes, is expected")
+        return {"disposed": self._look(UUID(bytes=raw))}
 
     @asynccontextmanager
     async def logs(self, peer: PeerId, query: LogQuery) -> AsyncIterator[AsyncIterator[bytes]]:

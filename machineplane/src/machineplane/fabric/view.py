@@ -134,6 +134,10 @@ class View:
     def pods_of(self, uid: str) -> list[PodEntry]:
         return sorted(self.pods.get(uid, {}).values(), key=lambda p: p.uid)
 
+    def shown_in(self, group: str) -> frozenset[ObjectKey]:
+        """The objects that a group shows now (a namesake may show one in its place)."""
+        return frozenset(k for k in self._groups.get(group, ()) if self._shown_by.get(k) == group)
+
     def placements(self, uid: str) -> list[Placement]:
         """What acting machines said last of this workload, newest last."""
         found = []
