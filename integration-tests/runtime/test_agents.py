@@ -114,7 +114,7 @@ async def test_an_agent_has_its_two_folders_and_nothing_more(ready, pod, eventua
         assert len(token) > 30 and (ready.config.pod_dir(uid) / "pod.json").stat().st_mode & 0o777 == 0o600
         pid = agent_pid(ready, uid)
         assert all(token.encode() not in read(f"/proc/{pid}/{name}") for name in ("cmdline", "environ"))
-        assert sorted(os.listdir(f"/proc/{pid}/root/run/magik/agent")) == ["machine.sock"]
+        assert sorted(os.listdir(f"/proc/{pid}/root/run/magik/agent")) == ["machine.sock", "state"]
         # The containers see what the agent shows them, and cannot write there.
         assert await inside(runtime, uid, "ls", "/run/magik", "/run/magik/app") == (
             "/run/magik:\napp\n\n/run/magik/app:\nhello\n"
@@ -147,8 +147,11 @@ async def test_an_agent_that_dies_is_started_again_alone(ready, pod, eventually)
             old, token = agent_pid(ready, uid), ready.agents.tokens[uid]()
             assert runtime.claim_key(uid, "aa") and runtime.claim_key(uid, "aa")
             assert not runtime.claim_key(uid, "bb")
+            kept = "run/magik/agent/state/vote"
+            os.close(os.open(f"/proc/{old}/root/{kept}", os.O_CREAT | os.O_WRONLY))
             os.kill(old, signal.SIGKILL)
             await eventually(lambda: "HTTP/1.1 200" in said(ready, uid, 1))
+            assert read(f"/proc/{agent_pid(ready, uid)}/root/{kept}") == b""
             assert agent_pid(ready, uid) not in (0, old) and ready.agents.tokens[uid]() != token
             assert runtime.claim_key(uid, "bb")  # another run, another key
             now = runtime.get(uid)

@@ -155,7 +155,11 @@ class AgentDesk:
             }
             for port in spec.get("ports") or ()
         ]
+        applying = {"affinity": "ClientIP"} if spec.get("sessionAffinity") == "ClientIP" else {}
+        if spec.get("externalName"):
+            applying["external_name"] = spec["externalName"]
         return {
+            **applying,
             "name": metadata["name"],
             "namespace": metadata["namespace"],
             "ports": ports,

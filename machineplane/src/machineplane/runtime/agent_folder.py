@@ -18,7 +18,7 @@ import trio
 from machineplane.runtime.bundle.config import NOBODY
 from machineplane.runtime.errors import HelperLost
 
-SOCKET, CREDENTIALS = "machine.sock", "credentials"
+SOCKET, CREDENTIALS, STATE = "machine.sock", "credentials", "state"
 _BACKLOG = 64
 
 
@@ -27,6 +27,12 @@ class AgentFolder:
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
+
+    def make_state(self) -> None:
+        """The folder for what must outlive the agent and not the pod, unless it is there."""
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(STATE, 0o700, dir_fd=self._fd)
+            os.chown(STATE, NOBODY, NOBODY, dir_fd=self._fd, follow_symlinks=False)
 
     def hand_over(self, token: str) -> None:
         """Leave the token for the next agent."""

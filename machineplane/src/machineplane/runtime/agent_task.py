@@ -65,13 +65,17 @@ class AgentTask:
         finally:
             self._ended.set()
 
-    async def end(self) -> None:
-        """Have the agent end in order, within :data:`END_S`; then it is neither served nor started any more."""
+    async def ask_to_end(self) -> None:
+        """Have the agent part from its peers and end in order, with the pod's containers; it is not started again."""
         self._ending = True
-        with trio.move_on_after(END_S), suppress(HelperError):
+        with suppress(HelperError):
             if self._record.id:
                 await self._live.link.kill(self._record.id, signal.SIGTERM)
-                await self._live.link.wait_exit(self._record.id)
+
+    async def end(self) -> None:
+        """Wait for its end, :data:`END_S` at most; then it is not served any more."""
+        with trio.move_on_after(END_S):
+            await self._ended.wait()
         self._scope.cancel()
         await self._ended.wait()
 
@@ -150,6 +154,7 @@ class AgentTask:
         live.private.write_config(
             container_id[:12], agent_config(context, self._agents.environment(live.book.status))
         )
+        folder.make_state()
         # A new run has a new key, which the machine never sees: so it gets a new token, and may ask for one pass again.
         self._update(id=container_id, runs=runs + 1, token=secrets.token_urlsafe(32), key="")
         folder.hand_over(self._record.token)

@@ -392,6 +392,8 @@ class PodWorker:
     async def _take_down(self, live: LivePod) -> None:
         """End all containers, the apps with grace, the infra container last; then the network and the shim."""
         grace = self._grace if self._stop.is_set() else trio.move_on_after(self._own_grace())
+        if self._agent is not None:
+            await self._agent.ask_to_end()
         with grace:
             await end_gently(live)
         if self._agent is not None:
