@@ -47,7 +47,9 @@ class Init:
 
     def run(self) -> int:
         """Serve until the machine's own program has ended; its exit code."""
-        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)  # libkrun's own init may be the first process
+        ctypes.CDLL(None).prctl(
+            _PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0
+        )  # libkrun's own init may be the first process
         reader, writer = os.pipe()
         for fd in (reader, writer):
             os.set_blocking(fd, False)
