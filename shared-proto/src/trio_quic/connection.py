@@ -4,8 +4,8 @@ The endpoint calls ``feed`` and ``digest`` when datagrams have come, ``flush`` w
 ``on_time`` when ``due`` has come.
 """
 
+import logging
 from collections import deque
-from collections.abc import Callable
 from typing import Generic, Protocol, TypeVar, cast
 
 import trio
@@ -28,6 +28,8 @@ from .stream import Stream
 from .tls import REJECTING_ALERTS
 
 T = TypeVar("T")
+
+logger = logging.getLogger("trio_quic")
 
 # The core is called so much after its own timer, in seconds: it computes "sent + delay <= now" as "sent <=
 # now - delay", and with a clock that stands still at the deadline, a rounding error would have it ask for the
@@ -221,16 +223,25 @@ class Connection(Generic[T]):
         """Take in one datagram of a batch; ``digest`` follows after the last."""
         self._last_heard = now
         if not self._over:
-            self._guarded(lambda: self._core.receive(data, address, now))
+            try:
+                self._core.receive(data, address, now)
+            except Exception as exc:  # noqa: BLE001 - see _broke
+                self._broke(exc)
 
     def digest(self, now: float) -> None:
         """Hand on what a batch of datagrams has brought."""
-        if not self._over:
+        if self._over:
+            return
+        try:
             self._hand_on_events()
-            if self._core.termination is not None or self._core.wants_to_send(now):
-                self.wake()
-            else:
-                self._port.arm(self)
+            wanted = self._core.termination is not None or self._core.wants_to_send(now)
+        except Exception as exc:  # noqa: BLE001 - see _broke
+            self._broke(exc)
+            return
+        if wanted:
+            self.wake()
+        else:
+            self._port.arm(self)
 
     def abandon(self) -> None:
         """End without a word to anybody."""
@@ -257,7 +268,11 @@ class Connection(Generic[T]):
 
     def due(self) -> float:
         """When ``on_time`` is to be called, if nothing happens before."""
-        timeout = self._core.next_timeout()
+        try:
+            timeout = self._core.next_timeout()
+        except Exception as exc:  # noqa: BLE001 - see _broke
+            self._broke(exc)
+            return float("inf")
         due = self._give_up_at if timeout is None else timeout + CLOCK_GRAIN
         if not self._ready:
             return min(due, self._give_up_at)
@@ -269,15 +284,20 @@ class Connection(Generic[T]):
         """Do what has become due."""
         if self._over:
             return
+        try:
+            self._on_time(now)
+        except Exception as exc:  # noqa: BLE001 - see _broke
+            self._broke(exc)
+
+    def _on_time(self, now: float) -> None:
         if not self._ready and now >= self._give_up_at:
             self._core.close(0, "handshake timed out")
             self._depart(HandshakeFailed(f"no answer from {self.remote_address} in time"))
             return
         timeout = self._core.next_timeout()
         if timeout is not None and now >= timeout + CLOCK_GRAIN:
-            self._guarded(lambda: self._core.timer(now))
-            if not self._over:
-                self._hand_on_events()
+            self._core.timer(now)
+            self._hand_on_events()
         if self._ready and not self.reset_token:
             self._core.seek_reset_token()
         keep_alive = self._limits.keep_alive
@@ -290,10 +310,14 @@ class Connection(Generic[T]):
         """Send what is due, and see whether that, or what came in, was the end."""
         if self._over:
             return
-        datagrams = self._transmit(now)
-        if not self._over and (self._core.has_events or self._core.peer_reset_token != self.reset_token):
-            self._hand_on_events()  # connection ids that the peer may use from its first answer on
-        end = self._core.termination
+        try:
+            datagrams = self._transmit(now)
+            if self._core.has_events or self._core.peer_reset_token != self.reset_token:
+                self._hand_on_events()  # connection ids that the peer may use from its first answer on
+            end = self._core.termination
+        except Exception as exc:  # noqa: BLE001 - see _broke
+            self._broke(exc)
+            return
         if end is not None:
             self._finish(self._explain(end), datagrams if end.by == "us" else [])
         else:
@@ -301,16 +325,17 @@ class Connection(Generic[T]):
 
     # -- driving the core
 
-    def _guarded(self, step: Callable[[], None]) -> None:
-        """Do a step of the core; a fault ends this connection and nothing else."""
-        try:
-            step()
-        except CoreFault as exc:
-            self._finish(ConnectionLost(str(exc)) if self._ready else HandshakeFailed(str(exc)))
+    def _broke(self, error: Exception) -> None:
+        """The core cannot go on, or has a defect: that ends this connection, and never the endpoint, which drives it from
+        the tasks that it drives all others from. The peer hears of it by a reset, should it say anything more.
+        """
+        if not isinstance(error, CoreFault):
+            logger.error("connection with %s ends: the core failed", self._remote_address, exc_info=error)
+            error = CoreFault(f"internal error: {error!r}")
+        self._finish(ConnectionLost(str(error)) if self._ready else HandshakeFailed(str(error)))
 
     def _transmit(self, now: float) -> list[Datagram]:
-        datagrams: list[Datagram] = []
-        self._guarded(lambda: datagrams.extend(self._core.datagrams(now)))
+        datagrams = self._core.datagrams(now)
         if datagrams:
             self._port.send(datagrams)
         return datagrams
@@ -321,7 +346,13 @@ class Connection(Generic[T]):
         Not to an address that is unproven: farewells do not count against the amplification limit.
         """
         proven = self._is_client or self._core.address_proven
-        self._finish(error, self._transmit(trio.current_time()) if proven else [])
+        farewell: list[Datagram] = []
+        if proven:
+            try:
+                farewell = self._transmit(trio.current_time())
+            except Exception as exc:  # noqa: BLE001 - see _broke
+                self._broke(exc)
+        self._finish(error, farewell)
 
     def _hand_on_events(self) -> None:
         heard = 0

@@ -167,6 +167,48 @@ async def test_a_core_that_falls_over_ends_one_connection(autojump_clock, monkey
         await stream_pair(ours, theirs)
 
 
+class Falling:
+    """A core of which one part has a defect."""
+
+    def __init__(self, core, part):
+        self._inner, self._part = core, part
+
+    def __getattr__(self, name):
+        if name == self._part:
+            raise ZeroDivisionError(f"a defect in {name}")
+        return getattr(self._inner, name)
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        "receive",
+        "events",
+        "wants_to_send",
+        "termination",
+        "datagrams",
+        "has_events",
+        "next_timeout",
+        "can_open",
+    ],
+)
+async def test_a_defect_anywhere_in_a_core_ends_one_connection_and_is_logged(autojump_clock, caplog, part):
+    net = network()
+    async with connected(net) as (ours, theirs), endpoint_on(net, EVE) as eve:
+        doomed = await eve.connect(BOB)
+        stream = await doomed.open_stream()
+        doomed._slots_news = trio.Event()  # somebody waits for a stream more
+        doomed._core = Falling(doomed._core, part)
+        with trio.fail_after(60):
+            await doomed.closed.wait()
+        assert f"internal error: ZeroDivisionError('a defect in {part}')" in str(doomed.close_error)
+        assert "the core failed" in caplog.text
+        with pytest.raises(trio.BrokenResourceError):
+            await stream.receive_some()
+        await stream_pair(ours, theirs)
+        assert (await eve.connect(BOB)).ready, "the endpoint lives on"
+
+
 async def test_handshake_data_is_bounded(autojump_clock):
     net = network()
     async with endpoint_on(net, ALICE) as alice, endpoint_on(net, BOB):
