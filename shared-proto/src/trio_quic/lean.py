@@ -36,6 +36,7 @@ from aioquic.quic.packet import (
 from aioquic.quic.recovery import MAX_ACK_RANGES, QuicPacketSpace
 from aioquic.quic.stream import FinalSizeError, QuicStream, StreamFinishedError
 from aioquic.tls import Epoch
+from cryptography.exceptions import InvalidTag
 
 from .hardened import MAX_GAPS
 from .interface import CID_LENGTH, CoreConfig
@@ -109,7 +110,7 @@ class LeanConnection(LeanSender):
                 self._everyday_cid = cid
 
     def _receive_everyday(self, data: bytes, now: float) -> None:
-        space = self._application()
+        space = self._space or self._application()
         try:
             first, payload, number = self._decrypt(data, space.expected_packet_number)
         except CryptoError:
@@ -150,7 +151,11 @@ class LeanConnection(LeanSender):
         truncated = int.from_bytes(data[begin:end], "big") ^ int.from_bytes(mask[1 : 1 + length], "big")
         number = decode_packet_number(truncated, length * 8, expected)
         header = bytes((first,)) + data[1:begin] + truncated.to_bytes(length, "big")
-        return first, keys.aead.decrypt(data[end:], header, number), number
+        nonce = (keys.aead._iv ^ number).to_bytes(12, "big")
+        try:
+            return first, keys.aead._aead.decrypt(nonce, data[end:], header), number
+        except InvalidTag as exc:
+            raise CryptoError(str(exc)) from exc
 
     def _take_frames(self, context: QuicReceiveContext, payload: bytes) -> bool:
         """Handle a packet's frames up to the first that is not of the everyday kinds; aioquic does the rest.

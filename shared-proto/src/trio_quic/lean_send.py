@@ -112,7 +112,7 @@ class LeanSender(LeanBook):
         """Whether ``datagrams_to_send`` is worth a call."""
         if self.has_news or not self.is_quiet:
             return True
-        ack_at = self._application().ack_at
+        ack_at = (self._space or self._application()).ack_at
         return ack_at is not None and ack_at <= now
 
     def datagrams_to_send(self, now: float) -> list[Datagram]:
@@ -138,11 +138,11 @@ class LeanSender(LeanBook):
         ):
             timer: float | None = super().get_timer()
             return timer
-        space, loss, due = self._application(), self._loss, self._close_at
+        space, loss, due = self._space or self._application(), self._loss, self._close_at
         assert due is not None
         self._loss_at = space.loss_time
         if self._loss_at is None and space.ack_eliciting_in_flight:
-            backoff = loss.get_probe_timeout() * (1 << loss._pto_count)
+            backoff = (loss.probe_timeout or loss.get_probe_timeout()) * (1 << loss._pto_count)
             self._loss_at = loss._time_of_last_sent_ack_eliciting_packet + backoff
         if self._loss_at is not None and self._loss_at < due:
             due = self._loss_at
@@ -160,7 +160,7 @@ class LeanSender(LeanBook):
         if not self._idle_limit:
             ours, theirs = self._configuration.idle_timeout, self._remote_max_idle_timeout
             self._idle_limit = ours if theirs is None else min(ours, theirs)
-        return max(self._idle_limit, 3 * self._loss.get_probe_timeout())
+        return max(self._idle_limit, 3 * (self._loss.probe_timeout or self._loss.get_probe_timeout()))
 
     # -- building packets
 
@@ -171,7 +171,7 @@ class LeanSender(LeanBook):
 
     def _next_datagram(self, now: float) -> bytes | None:
         """Build one packet of what is due, or None."""
-        space = self._application()
+        space = self._space or self._application()
         ack_due = space.ack_at is not None and space.ack_at <= now
         self._pacing_at = None
         if not self.has_news:
@@ -295,7 +295,7 @@ class LeanSender(LeanBook):
 
     def _seal(self, buf: Buffer, header: int, handlers: list[Handler], eliciting: bool, now: float) -> bytes:
         """Encrypt the packet in ``buf``, and account for it."""
-        number, space = self._packet_number, self._application()
+        number, space = self._packet_number, self._space or self._application()
         stop = max(buf.tell(), header + 2)
         if stop > buf.tell():
             buf.push_bytes(bytes(stop - buf.tell()))
@@ -319,9 +319,9 @@ class LeanSender(LeanBook):
         first = _FIXED_BIT | (self._spin_bit << 5) | (pair.key_phase << 2) | 1
         header = bytes((first,)) + self._peer_cid.cid + (number & 0xFFFF).to_bytes(2, "big")
         keys = pair.send
-        if pair._update_key_requested or keys.aead is None or keys.hp is None:
+        if pair._update_key_requested or (aead := keys.aead) is None or keys.hp is None:
             return pair.encrypt_packet(header, payload, number)
-        sealed = keys.aead.encrypt(payload, header, number)
+        sealed = aead._aead.encrypt((aead._iv ^ number).to_bytes(12, "big"), payload, header)
         mask = keys.hp._mask(sealed[2:18])
         masked = ((number & 0xFFFF) ^ int.from_bytes(mask[1:3], "big")).to_bytes(2, "big")
         return b"".join((bytes((first ^ (mask[0] & 0x1F),)), self._peer_cid.cid, masked, sealed))

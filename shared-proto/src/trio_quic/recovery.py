@@ -18,6 +18,8 @@ class LeanRecovery(QuicPacketRecovery):
     """aioquic's recovery for one connection."""
 
     _next_sample = float("-inf")
+    probe_timeout = 0.0
+    """``get_probe_timeout()`` as of the last sample; 0 before the first."""
 
     def on_ack_received(
         self, *, ack_rangeset: RangeSet, ack_delay: float, now: float, space: QuicPacketSpace
@@ -26,6 +28,7 @@ class LeanRecovery(QuicPacketRecovery):
         newest = ack_rangeset[-1]
         if not self.on_newest_acked(newest.start, newest.stop - 1, ack_delay, now, space):
             super().on_ack_received(ack_rangeset=ack_rangeset, ack_delay=ack_delay, now=now, space=space)
+            self.probe_timeout = self.get_probe_timeout()
 
     def on_newest_acked(
         self, oldest: int, newest: int, ack_delay: float, now: float, space: QuicPacketSpace
@@ -76,5 +79,6 @@ class LeanRecovery(QuicPacketRecovery):
         else:
             self._rtt_variance = 0.75 * self._rtt_variance + 0.25 * abs(self._rtt_min - self._rtt_latest)
             self._rtt_smoothed = 0.875 * self._rtt_smoothed + 0.125 * self._rtt_latest
+        self.probe_timeout = self.get_probe_timeout()
         self._cc.on_rtt_measurement(now=now, rtt=self._rtt_latest)
         self._pacer.update_rate(congestion_window=self._cc.congestion_window, smoothed_rtt=self._rtt_smoothed)

@@ -60,7 +60,7 @@ class Stream(trio.abc.HalfCloseableStream):
         self._closed = False
         self._receive_error: Exception | None = None
         self._send_error: Exception | None = None
-        self._readable: trio.Event | None = None
+        self._reader: trio.lowlevel.Task | None = None  # waits for news
         self._writable: trio.Event | None = None
         self._reading = False
         self._writing = False
@@ -131,8 +131,18 @@ class Stream(trio.abc.HalfCloseableStream):
         if self._has_news():
             await self._pause()
         while not self._has_news():
-            self._readable = trio.Event()
-            await self._readable.wait()
+            # What an event does, by hand: readers wait for every answer, and there is one at most.
+            self._reader = trio.lowlevel.current_task()
+            await trio.lowlevel.wait_task_rescheduled(self._stop_waiting)
+
+    def _stop_waiting(self, raise_cancel: object) -> trio.lowlevel.Abort:
+        self._reader = None
+        return trio.lowlevel.Abort.SUCCEEDED
+
+    def _wake_reader(self) -> None:
+        if self._reader is not None:
+            trio.lowlevel.reschedule(self._reader)
+            self._reader = None
 
     async def _pause(self) -> None:
         """A checkpoint in the midst of work."""
@@ -336,9 +346,7 @@ class Stream(trio.abc.HalfCloseableStream):
         """Bytes have arrived, the last ones if ``fin``."""
         self._received += data
         self._eof = self._eof or fin
-        if self._readable is not None:
-            self._readable.set()
-            self._readable = None
+        self._wake_reader()
 
     def on_reset(self, code: int) -> None:
         """The peer abandoned its sending side: what was not read is gone."""
@@ -372,9 +380,7 @@ class Stream(trio.abc.HalfCloseableStream):
             self._on_broken()
 
     def _notify(self) -> None:
-        if self._readable is not None:
-            self._readable.set()
-            self._readable = None
+        self._wake_reader()
         if self._writable is not None:
             self._writable.set()
             self._writable = None
