@@ -18,6 +18,7 @@ nox.options.sessions = ["lint", "typecheck", "tests", "integration"]
 ROOT = Path(__file__).parent
 DISTRIBUTIONS = ("shared-proto", "machineplane", "workplane")
 EDITABLE = ("-e", "./shared-proto[trio,native]", "-e", "./machineplane[wasm]", "-e", "./workplane")
+BAKING = EDITABLE[:4]
 TESTING = (
     "pytest>=8",
     "pytest-trio>=0.8",
@@ -42,6 +43,11 @@ def _install_packages(session: nox.Session) -> None:
 def _set_up_host(session: nox.Session) -> None:
     """Debian's packages and libcrun; says what it does, and does nothing where all is there."""
     session.run("python", "scripts/setup_host.py")
+
+
+def _bake(session: nox.Session, *options: str) -> None:
+    """The image of pods' agents, into the sources of machineplane; nothing where it is of these sources already."""
+    session.run("python", "scripts/workplane_image", *options)
 
 
 @nox.session
@@ -81,6 +87,7 @@ def integration(session: nox.Session) -> None:
     # A real libkrun comes in the wheel of smolmachines, a fork of 1.17: one version, for its calls are what is tested.
     _install_all(session, "kubernetes>=30", "smolmachines==1.32.2")
     _set_up_host(session)
+    _bake(session)
     session.run("pytest", "integration-tests", *(session.posargs or ["-q"]))
 
 
@@ -89,7 +96,8 @@ def demo(session: nox.Session) -> None:
     """The main job: three machines, one `kubectl apply`, real containers. `-- --keep` leaves the fabric up."""
     wheels = ROOT / "build" / "wheels"
     shutil.rmtree(wheels, ignore_errors=True)
-    session.install("build>=1.2")
+    session.install("build>=1.2", *BAKING)
+    _bake(session)
     for distribution in DISTRIBUTIONS:
         session.run("python", "-m", "build", "--wheel", "--outdir", str(wheels), distribution, silent=True)
     found = sorted(str(wheel) for wheel in wheels.glob("*.whl"))
@@ -101,9 +109,17 @@ def demo(session: nox.Session) -> None:
 
 @nox.session
 def wheels(session: nox.Session) -> None:
-    """Build the three wheels and install each alone in an empty environment."""
-    session.install("build>=1.2", "virtualenv")
+    """Build the three wheels and install each alone in an empty environment; machineplane's has the agent's image in it."""
+    session.install("build>=1.2", "virtualenv", *BAKING)
+    _bake(session)
     session.run("python", "scripts/check_wheels.py")
+
+
+@nox.session(name="workplane-image")
+def workplane_image(session: nox.Session) -> None:
+    """Bake the image of pods' agents, of these sources and Debian's newest packages: `-- --help`; needs no root."""
+    session.install(*BAKING)
+    _bake(session, *(session.posargs or ["--force"]))
 
 
 @nox.session

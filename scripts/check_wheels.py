@@ -1,4 +1,7 @@
-"""Build the three wheels and install each alone in an empty environment; `magik-proto` pulls in only its own needs."""
+"""Build the three wheels and install each alone in an empty environment.
+
+`magik-proto` pulls in only its own needs, and `magik-machineplane` has the agent's image in it.
+"""
 
 import subprocess
 import sys
@@ -19,6 +22,12 @@ PROTO_ONLY = {
     "wheel",
 }
 PROTO_ONLY |= {"typing-extensions", "exceptiongroup"}
+AGENT_IMAGE = """
+from machineplane.runtime.images.agent import Baked
+from machineplane.runtime.images.store import machine_architecture
+baked = Baked.find(machine_architecture())
+print(f"the agent's image in it: {baked.digest}, {baked.archive.stat().st_size // 1024} KiB")
+"""
 
 
 def run(*command: object) -> str:
@@ -42,6 +51,8 @@ def main() -> int:
             run(environment / "bin" / "python", "-c", f"import {package}")
             listed = run(environment / "bin" / "pip", "list", "--format=freeze").split()
             names = {line.partition("==")[0].partition(" @")[0].lower().replace("_", "-") for line in listed}
+            if folder == "machineplane":
+                print(run(environment / "bin" / "python", "-c", AGENT_IMAGE).strip())
             if folder == "shared-proto" and names - PROTO_ONLY:
                 sys.exit(f"magik-proto pulls in {sorted(names - PROTO_ONLY)}")
             print(

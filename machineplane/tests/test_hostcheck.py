@@ -10,6 +10,9 @@ from click.testing import CliRunner
 from machineplane import enginecheck, hostcheck
 from machineplane.cli import main
 from machineplane.runtime import EngineStatus, ZygoteReport
+from machineplane.runtime.images.agent import AGENT_REF
+from machineplane.runtime.images.make import make_image
+from machineplane.runtime.images.store import ImageStore, machine_architecture
 
 MOUNTS = """\
 1 0 0:1 / / rw - ext4 /dev/a rw
@@ -94,3 +97,19 @@ def test_the_command_says_it_as_a_table_and_as_json(tmp_path, monkeypatch, avail
     assert {"name", "state", "detail", "advice"} == found["findings"][0].keys()
     table = CliRunner().invoke(main, options).output
     assert "engine crun" in table and ("no pods can run here" in table) is not available
+
+
+def test_the_agents_image_is_looked_for_in_the_installation_and_in_the_store(tmp_path: Path) -> None:
+    baked, state = tmp_path / "baked", tmp_path / "state"
+    found = hostcheck.agent_image(state, baked)
+    assert found.state == "warn" and "nox -s workplane-image" in found.advice
+    archive = tmp_path / "a.tar"
+    make_image(archive, ref=AGENT_REF, files={"x": (b"", 0o644)})
+    (info,) = ImageStore(state / "images").import_file(archive)
+    found = hostcheck.agent_image(state, baked)
+    assert found.state == "ok" and f"in the store: {info.digest[:19]}" in found.detail
+    (state / "images" / "index.json").write_text("{")
+    assert hostcheck.agent_image(state, baked).state == "warn"
+    baked.mkdir()
+    (baked / f"workplane-{machine_architecture()}.json").write_text('{"digest": "sha256:abc", "key": ""}')
+    assert "came with this installation: sha256:abc" in hostcheck.agent_image(state, baked).detail

@@ -13,8 +13,11 @@ from attrs import frozen
 
 from machineplane.linux import nft
 from machineplane.privileges import missing_privileges
-from machineplane.runtime import EngineStatus, ZygoteReport
+from machineplane.runtime import EngineStatus, ImageError, ZygoteReport
 from machineplane.runtime.crun.locate import DEFAULT_PREFIX, find_libcrun, find_system_libcrun
+from machineplane.runtime.images.agent import AGENT_REF, BAKED, Baked
+from machineplane.runtime.images.refs import RefIndex
+from machineplane.runtime.images.store import machine_architecture
 from machineplane.runtime.krun.locate import probe_kvm
 
 OK, WARN, MISSING = "ok", "warn", "missing"
@@ -140,6 +143,25 @@ def engine(status: EngineStatus) -> Finding:
     return Finding(name, MISSING if needed else WARN, said, advice)
 
 
+def agent_image(state_dir: Path, folder: Path = BAKED) -> Finding:
+    """The image of pods' agents, in the store or as it came with this installation."""
+    baked = Baked.find(machine_architecture(), folder)
+    if baked is not None:
+        return Finding("agent image", OK, f"{AGENT_REF} came with this installation: {baked.digest[:19]}")
+    try:
+        entry = RefIndex(state_dir / "images").all().get(AGENT_REF)
+    except (ImageError, OSError):  # another user's, or damaged, which the daemon says
+        entry = None
+    if entry is not None:
+        return Finding("agent image", OK, f"{AGENT_REF} is in the store: {entry.digest[:19]}")
+    return Finding(
+        "agent image",
+        WARN,
+        "did not come with this installation: pods run without probes, names and traffic",
+        "install a wheel that has it, or bake it: nox -s workplane-image",
+    )
+
+
 def kvm(problem: str | None = None) -> Finding:
     """Virtual machines by hardware; whether a guest boots is the engine's own judgement."""
     problem = probe_kvm() if problem is None else problem
@@ -218,5 +240,5 @@ def everything(
     found = [look() for look in plain]
     found += [control_groups(report), overlay(), state_folder(state_dir), seccomp(), libcrun()]
     found += [engine(status) for status in engines]
-    found += [kvm(), nftables(), open_files(), clock()]
+    found += [agent_image(state_dir), kvm(), nftables(), open_files(), clock()]
     return found + [port(n, udp=udp, serving=serving, what=what) for n, udp, what in ports]

@@ -29,13 +29,15 @@ Components: main
 
 
 def test_archives_in_both_formats():
-    assert [a.line() for a in parse_deb822(STANZAS)] == [
+    assert [a.line("deb-src") for a in parse_deb822(STANZAS)] == [
         "deb-src [signed-by=/usr/share/keyrings/k.gpg] http://archive.example/debian stable main",
         "deb-src [signed-by=/usr/share/keyrings/k.gpg] http://archive.example/debian stable-updates main",
     ]
     text = "deb [arch=amd64] http://a.example/d stable main # x\n# deb http://no.example stable main\n"
     text += "deb http://b.example stable contrib\n"
-    assert [a.line() for a in parse_one_line(text)] == ["deb-src [arch=amd64] http://a.example/d stable main"]
+    assert [a.line("deb-src") for a in parse_one_line(text)] == [
+        "deb-src [arch=amd64] http://a.example/d stable main"
+    ]
 
 
 def test_a_library_counts_only_with_its_version(tmp_path):

@@ -1,11 +1,15 @@
-"""Source-package lines for apt, derived from the machine's own configured Debian archive.
+"""Apt with a configuration of its own, derived from the machine's own configured Debian archive.
 
 Reads both of apt's formats (one line per archive, and deb822 stanzas); see sources.list(5). Only the suites of the
 running release and only the component ``main`` are taken, so that third parties' archives are never asked.
 """
 
+import contextlib
+import os
+import pwd
 import re
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 from attrs import frozen
@@ -23,10 +27,10 @@ class Archive:
     uri: str
     suite: str
 
-    def line(self) -> str:
-        """This archive's sources as one line of sources.list(5)."""
+    def line(self, kind: str) -> str:
+        """This archive's packages (``deb``) or sources (``deb-src``) as one line of sources.list(5)."""
         options = f"[{self.options}] " if self.options else ""
-        return f"deb-src {options}{self.uri} {self.suite} main"
+        return f"{kind} {options}{self.uri} {self.suite} main"
 
 
 def parse_one_line(text: str) -> list[Archive]:
@@ -91,12 +95,45 @@ def configured_files() -> list[Path]:
     return single + [path for path in parts if path.suffix in {".list", ".sources"}]
 
 
-def source_lines() -> list[str]:
-    """``deb-src`` lines of the running release's main suites; empty if the machine has no such archive."""
+def archive_lines(kind: str) -> list[str]:
+    """Lines of ``kind`` for the running release's main suites; empty if the machine has no such archive."""
     codename = release_codename()
     suites = {codename, f"{codename}-updates", f"{codename}-security"}
     archives: list[Archive] = []
     for path in configured_files():
         parse = parse_deb822 if path.suffix == ".sources" else parse_one_line
         archives += parse(path.read_text(errors="replace"))
-    return list(dict.fromkeys(archive.line() for archive in archives if codename and archive.suite in suites))
+    return list(
+        dict.fromkeys(archive.line(kind) for archive in archives if codename and archive.suite in suites)
+    )
+
+
+def private_apt(work: Path, lines: Sequence[str]) -> list[str]:
+    """Options that give apt-get a configuration below ``work``, with the archives of ``lines`` and nothing installed.
+
+    Lists and packages that it downloads stay there, verified by the archive's signature.
+    """
+    (work / "sources.list").write_text("".join(f"{line}\n" for line in lines))
+    (work / "status").touch()
+    for name in ("empty.d", "lists/partial", "cache/archives/partial", "download"):
+        (work / name).mkdir(parents=True, exist_ok=True)
+    _give_to_apt_user(work)
+    settings = {
+        "Dir::Etc::sourcelist": work / "sources.list",
+        "Dir::Etc::sourceparts": work / "empty.d",
+        "Dir::Etc::preferences": "/dev/null",
+        "Dir::Etc::preferencesparts": work / "empty.d",
+        "Dir::State::lists": work / "lists",
+        "Dir::State::status": work / "status",
+        "Dir::Cache": work / "cache",
+    }
+    return [part for key, value in settings.items() for part in ("-o", f"{key}={value}")]
+
+
+def _give_to_apt_user(work: Path) -> None:
+    """apt downloads as the user ``_apt``, who must be able to write below ``work``."""
+    with contextlib.suppress(KeyError, PermissionError):
+        uid = pwd.getpwnam("_apt").pw_uid
+        work.chmod(0o711)
+        for name in ("lists/partial", "cache/archives/partial", "download"):
+            os.chown(work / name, uid, -1)

@@ -8,7 +8,6 @@ private one that is derived from it.
 import argparse
 import contextlib
 import os
-import pwd
 import re
 import shutil
 import subprocess
@@ -25,7 +24,7 @@ from machineplane.runtime.crun.locate import (
     find_libcrun,
     find_system_libcrun,
 )
-from machineplane.runtime.debsrc import source_lines
+from machineplane.runtime.debsrc import archive_lines, private_apt
 
 BUILD_NEEDS = (
     "dpkg-dev",
@@ -103,44 +102,20 @@ def install_needs() -> None:
         run(command)
 
 
-def _private_apt(work: Path) -> list[str]:
-    """Options that give apt-get a configuration of its own under ``work``, with source lines only."""
-    lines = source_lines()
+def fetch_source(work: Path) -> Path:
+    """Download and unpack Debian's source package of crun below ``work``; returns its folder."""
+    lines = archive_lines("deb-src")
     if not lines:
         raise BuildError(
             "no Debian archive is configured in /etc/apt: add the lines of this release's `main` suite, "
             f"or put {LIBRARY_NAME} into the prefix yourself"
         )
-    (work / "sources.list").write_text("".join(f"{line}\n" for line in lines))
-    for name in ("empty.d", "lists/partial", "cache/archives/partial", "source"):
-        (work / name).mkdir(parents=True)
-    _give_to_apt_user(work)
-    settings = {
-        "Dir::Etc::sourcelist": work / "sources.list",
-        "Dir::Etc::sourceparts": work / "empty.d",
-        "Dir::State::lists": work / "lists",
-        "Dir::Cache": work / "cache",
-    }
-    return [part for key, value in settings.items() for part in ("-o", f"{key}={value}")]
-
-
-def _give_to_apt_user(work: Path) -> None:
-    """apt downloads as the user ``_apt``, who must be able to write below ``work``."""
-    with contextlib.suppress(KeyError, PermissionError):
-        uid = pwd.getpwnam("_apt").pw_uid
-        work.chmod(0o711)
-        for name in ("lists/partial", "cache/archives/partial", "source"):
-            os.chown(work / name, uid, -1)
-
-
-def fetch_source(work: Path) -> Path:
-    """Download and unpack Debian's source package of crun below ``work``; returns its folder."""
-    options = _private_apt(work)
+    options = private_apt(work, lines)
     say("libcrun: fetching the list of Debian's source packages (about 10 MB)")
     run(["apt-get", *options, "update"])
     say("libcrun: fetching and unpacking the source of crun (about 3 MB)")
-    run(["apt-get", *options, "source", "crun"], cwd=work / "source")
-    folders = [path for path in sorted((work / "source").iterdir()) if path.is_dir()]
+    run(["apt-get", *options, "source", "crun"], cwd=work / "download")
+    folders = [path for path in sorted((work / "download").iterdir()) if path.is_dir()]
     if not folders:
         raise BuildError("`apt-get source crun` unpacked nothing: dpkg-dev may be broken")
     return folders[0]

@@ -4,12 +4,12 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
-import structlog
 import trio
 
 from machineplane.channels import Session
 from machineplane.runtime import agent_calls, record
 from machineplane.runtime.agent_calls import Words
+from machineplane.runtime.agent_image import bring_agent
 from machineplane.runtime.attach import open_attach
 from machineplane.runtime.bundle import check_pod
 from machineplane.runtime.bundle.supported import all_containers, is_sidecar
@@ -378,10 +378,8 @@ async def open_runtime(
             agents=agents,
         )
         runtime = Runtime(services, nursery)
-        if agents is not None and not await trio.to_thread.run_sync(runtime.has_agents):
-            structlog.get_logger(room="runtime").warning(
-                "no-agent-image", image=config.agent_image, note="pods run without probes, names and traffic"
-            )
+        if agents is not None:
+            await bring_agent(images, config.agent_image)
         await remove_orphans(services)
         runtime.adopt()
         collector = Collector(

@@ -54,6 +54,7 @@ def make_image(
     entrypoint: Sequence[str] = (),
     cmd: Sequence[str] = (),
     env: Sequence[str] = (),
+    user: str = "",
     architecture: str | None = None,
 ) -> None:
     """Write an OCI archive of one layer: ``files`` maps paths to (content or source, mode), owned by root.
@@ -62,7 +63,7 @@ def make_image(
     arguments always give the same bytes. ``out`` is replaced atomically. Raises ``BadReference``.
     """
     layer = _layer(files, symlinks or {}, directories or {})
-    run = {"Entrypoint": list(entrypoint), "Cmd": list(cmd), "Env": list(env)}
+    run = {"Entrypoint": list(entrypoint), "Cmd": list(cmd), "Env": list(env), "User": user}
     archive = _archive(layer, normalise(ref), run, architecture or machine_architecture())
     replace_file(out, archive, 0o644)
 
