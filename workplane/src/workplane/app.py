@@ -19,7 +19,7 @@ import structlog
 import trio
 from attrs import define, frozen
 
-from magik_mesh import CannotListen, Node, NodeConfig, open_node
+from magik_mesh import CannotListen, MeshLimits, Node, NodeConfig, open_node
 from magik_mesh import ConfigError as MeshConfigError
 from magik_proto.dht_kinds import service_kind
 from magik_proto.errors import RemoteProtocolError
@@ -36,6 +36,7 @@ from workplane.discovery import Discovery
 from workplane.ending import DISPOSED, Ending, watch_signals
 from workplane.feed import Feed
 from workplane.healing import Wanted
+from workplane.inbound import MAX_OF_PEER
 from workplane.logs import configure
 from workplane.machine import MachineError
 from workplane.metrics import (
@@ -48,12 +49,17 @@ from workplane.metrics import (
     mesh_metrics,
     probe_metrics,
 )
+from workplane.naming import serve_names
 from workplane.podfacts import own_record
 from workplane.replicas import Around, Replicas
+from workplane.services import Service, selecting
 from workplane.standing import Standing
 from workplane.start import Origin, StartError, find_origin
+from workplane.traffic import Seams, open_traffic
 
 PLANE: Final = "magik-workload/1"
+STREAMS: Final = MAX_OF_PEER + 64
+"""Of one connection: those of traffic, and the mesh's and leadership's calls, which are to find room beside them."""
 DRAIN_S: Final = 20.0
 """For calls under way at the end. A guess: two thirds of the grace that a pod has unless it says otherwise."""
 
@@ -124,6 +130,7 @@ def node_config(config: Config, origin: Origin, beliefs: Beliefs) -> NodeConfig:
         subject=config.workload_id,
         bootstrap=config.bootstrap_peers,
         advertise=passport.advertise if passport else (),
+        limits=MeshLimits(calls_per_peer=STREAMS, streams=STREAMS),
         kinds=(attrs.evolve(service_kind(beliefs.admit), life_ms=int(config.dht_ttl * 1000)),),
     )
 
@@ -153,16 +160,18 @@ class Agent:
         self.drains: list[Drain] = []
         self.sources: list[Source] = [self._own_metrics]
         self.log = structlog.get_logger()
-        visibility = Visibility(
+        self.services: tuple[Service, ...] = ()
+        self.visibility = Visibility(
             namespace=config.namespace,
             allow=config.allow_workloads,
             deny=config.deny_workloads,
             cross_namespace=config.allow_cross_namespace,
         )
-        self.catalog = Catalog(visibility, life_ms=int(config.dht_ttl * 1000))
+        self.catalog = Catalog(self.visibility, life_ms=int(config.dht_ttl * 1000))
+        self.own = own_record(config, origin, beliefs)
         self.discovery = Discovery(
             node,
-            own_record(config, origin, beliefs),
+            self.own,
             self.catalog,
             beliefs,
             wall_ms,
@@ -224,10 +233,38 @@ class Agent:
         found = await self.machine.service(namespace, name)
         return None if found is None else Selected(tuple(map(str, found.get("workloads") or ())))
 
+    def _traffic_seams(self) -> Seams:
+        machine = self.machine
+
+        async def ask(namespace: str, name: str) -> Service | None:
+            if machine is None:
+                raise MachineError(f"Service {namespace}/{name}", "there is no machine that knows Services")
+            found = await machine.service(namespace, name)
+            return None if found is None else Service.of(found)
+
+        caps = self.own.caps
+        return Seams(
+            node=self.node,
+            catalog=self.catalog,
+            visibility=self.visibility,
+            wall=wall_ms,
+            follow=self.discovery.follow,
+            identify=self.discovery.identify,
+            ask=ask,
+            own_services=lambda: self.services,
+            own_ports=lambda: self.own.ports,
+            ready=lambda: self.standing.ready and self.standing.healthy,
+            machine=str(caps.get("machine", "")),
+            zone=str(caps.get("zone", "")),
+        )
+
     async def live(self) -> None:
         """Run all parts until told to end, then end them in order: gone from the others' sight, drained, parted."""
-        async with trio.open_nursery() as nursery:
+        async with open_traffic(self._traffic_seams()) as traffic, trio.open_nursery() as nursery:
+            self.drains.append(traffic.drain)
+            self.sources.append(traffic.metrics)
             await nursery.start(self.discovery.run)
+            nursery.start_soon(serve_names, traffic.lookup, self.config.dns_addr)
             nursery.start_soon(self.standing.run)
             self._follow_machine(nursery)
             if self.replicas is not None:
@@ -270,6 +307,7 @@ class Agent:
 
     def _on_state(self, state: State) -> None:
         self.standing.take(state)
+        self.services = selecting(state.services)
         if self.replicas is not None:
             self.replicas.wanted(state.generation, state.replicas)
         self.discovery.introduce(state.bootstrap)

@@ -12,6 +12,7 @@ from workplane.config import (
     Config,
     ConfigError,
     parse_addresses,
+    parse_dns,
     parse_door,
     parse_key,
     parse_machine,
@@ -56,6 +57,7 @@ from workplane.lean import importing
 @click.option(
     "--allow-cross-namespace/--no-allow-cross-namespace", envvar="BEE_ALLOW_CROSS_NAMESPACE", default=False
 )
+@click.option("--dns-addr", envvar="BEE_DNS_ADDR", default="127.0.0.1:53", show_default=True)
 @click.option(
     "--dht-ttl-secs", envvar="BEE_DHT_TTL_SECS", type=click.FloatRange(0, min_open=True), default=15
 )
@@ -132,6 +134,7 @@ def read_config(options: dict[str, Any]) -> Config:
         allow_workloads=parse_patterns("--allow-workloads", options["allow_workloads"]),
         deny_workloads=parse_patterns("--deny-workloads", options["deny_workloads"]),
         allow_cross_namespace=options["allow_cross_namespace"],
+        dns_addr=parse_dns(options["dns_addr"]),
         dht_ttl=options["dht_ttl_secs"],
         dht_heartbeat=options["dht_heartbeat_secs"],
         health_interval=options["health_interval_secs"],

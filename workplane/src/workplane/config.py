@@ -21,6 +21,9 @@ DEFAULT_LISTEN = ("0.0.0.0", 4701)
 """The agent's port in its pod (a guess: near the machines' 4001, and not registered by IANA for anything)."""
 
 
+DEFAULT_DNS = ("127.0.0.1", 53)
+
+
 class ConfigError(Exception):
     """An option has a value that cannot work; the text names the option and its variable, and what is expected."""
 
@@ -43,6 +46,7 @@ class Config:
     allow_workloads: tuple[str, ...] = ()
     deny_workloads: tuple[str, ...] = ()
     allow_cross_namespace: bool = False
+    dns_addr: tuple[str, int] = DEFAULT_DNS
     dht_ttl: float = 15.0
     dht_heartbeat: float = 5.0
     health_interval: float = 10.0
@@ -159,6 +163,14 @@ def parse_door(text: str) -> tuple[str, int]:
         return _parse_listen(text)
     except ProtocolError as error:
         raise ConfigError(f"--local-api: {error}") from error
+
+
+def parse_dns(text: str) -> tuple[str, int]:
+    """``IP:PORT`` at which the pod's apps ask for names; port 0 is any that is free. Raises ConfigError."""
+    try:
+        return _parse_listen(text)
+    except ProtocolError as error:
+        raise ConfigError(f"--dns-addr (BEE_DNS_ADDR): {error}") from error
 
 
 def _parse_listen(text: str) -> tuple[str, int]:

@@ -17,8 +17,9 @@ from workplane.pumps import both_ways, reset_unless_done
 from workplane.routing import Target
 from workplane.services import Service
 
-MAX_OF_PEER: Final = 1024
-"""Streams of one peer; a further one is refused, and the caller tries another replica. A guess."""
+MAX_OF_PEER: Final = 256
+"""Streams of one peer; a further one is refused, and the caller tries another replica. A guess: what a connection's window
+is shared by."""
 MAX_OF_ALL: Final = 4096
 """And of all peers together. A guess, below what a process may have open."""
 APP_S: Final = 1.0

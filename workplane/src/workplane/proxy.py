@@ -57,19 +57,16 @@ class Front:
         self._listeners: OrderedDict[Place, _Listener] = OrderedDict()
         self._max_listeners = listeners
         self._max_connections = connections
-        self._draining = False
         self._idle = trio.Event()
         self._log = structlog.get_logger(part="traffic")
         self.connections = 0
-        self.refused = 0
+        self.failed = 0
 
     async def listen(self, place: Place, target: Target) -> None:
         """Take connections to an address and port for a target; where that is done already, it goes on.
 
         Raises OSError where the port is taken, as it is by an app that listens at that port of all addresses.
         """
-        if self._draining:
-            return
         if (listener := self._listeners.get(place)) is not None:
             self._listeners.move_to_end(place)
             listener.target = target
@@ -89,11 +86,10 @@ class Front:
         if (listener := self._listeners.pop(place, None)) is not None:
             listener.scope.cancel()
 
-    def drain(self) -> None:
-        """Take no new connections."""
-        self._draining = True
-        for place in list(self._listeners):
-            self.close(place)
+    @property
+    def dropped(self) -> int:
+        """Datagrams that found no room."""
+        return self._datagrams.dropped
 
     async def idle(self) -> None:
         """Until no connection is open."""
@@ -136,12 +132,12 @@ class Front:
         try:
             async with reset_unless_done(client):
                 await self._connect(target, client)
-        except (Unreachable, trio.BrokenResourceError) as error:
+        except Unreachable as error:
+            self.failed += 1
             self._log.debug("connection ended", target=str(target), error=str(error))
 
     async def _connect(self, target: Target, client: trio.SocketStream) -> None:
         if self.connections >= self._max_connections:
-            self.refused += 1
             raise Unreachable(f"{target}: {self.connections} connections are open")
         self.connections += 1
         try:

@@ -10,6 +10,7 @@ import errno
 import struct
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
+from ipaddress import ip_address
 from typing import Final
 
 import trio
@@ -29,7 +30,10 @@ from workplane.names import (
     shortened,
 )
 
+HOST: Final = "127.0.0.1"
 PORT: Final = 53
+MAX_UPSTREAMS: Final = 3
+"""As many as C libraries ask (resolv.conf(5))."""
 UPSTREAM_TIMEOUT_S: Final = 2.0
 """For one resolver, then the next: half of what the C library waits (resolv.conf(5): 5 s), so that two can be asked."""
 MAX_AT_ONCE: Final = 256
@@ -49,6 +53,24 @@ Lookup = Callable[[ServiceName], Awaitable[Found | None]]
 """None: there is no such name. An OSError: it cannot be told now."""
 
 
+def upstreams(resolv_conf: str) -> tuple[Address, ...]:
+    """The machine's resolvers: the first three that resolv.conf(5) names, but for our own address."""
+    found = []
+    for line in resolv_conf.splitlines():
+        match line.split():
+            case ["nameserver", server, *_] if server != HOST and _is_address(server):
+                found.append((server, PORT))
+    return tuple(found[:MAX_UPSTREAMS])
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ip_address(text)
+    except ValueError:
+        return False
+    return True
+
+
 class Resolver:
     """Answers at an address; `upstream` are the machine's resolvers, in their order."""
 
@@ -62,7 +84,7 @@ class Resolver:
 
     async def serve(
         self,
-        host: str = "127.0.0.1",
+        host: str = HOST,
         port: int = PORT,
         *,
         task_status: trio.TaskStatus[Address] = trio.TASK_STATUS_IGNORED,

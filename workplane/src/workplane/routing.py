@@ -17,7 +17,7 @@ import trio
 from attrs import define, field, frozen
 
 from magik_mesh import MeshError, RpcFailed
-from magik_proto.identity import PeerId
+from magik_proto.identity import BootstrapPeer, PeerId, parse_address
 from magik_proto.passes import PodIdentity
 from magik_proto.records import ServiceRecord
 from workplane.balance import Balancer, Rule
@@ -69,6 +69,9 @@ class Caller(Protocol):
     """What is needed of `magik_mesh.Node`."""
 
     id: PeerId
+
+    def introduce(self, peer: BootstrapPeer) -> None:
+        """See `Node.introduce`."""
 
     async def call(self, peer: PeerId, method: str, body: Any = None, *, timeout: float = 30.0) -> Any:
         """See `Node.call`."""
@@ -223,7 +226,7 @@ class Router:
     async def _service(self, target: Target) -> Service:
         try:
             service = await self._services.get(target.namespace, target.service)
-        except (OSError, ValueError) as error:
+        except OSError as error:
             raise Unreachable(f"{target}: {error}") from error
         if service is None or service.port(target.port, target.protocol) is None:
             raise Unreachable(f"{target}: no such service or port")
@@ -308,11 +311,18 @@ class Router:
             async with self._open_own(service, target) as own:
                 yield own
             return
+        self._introduce(record)
         body = {"namespace": target.namespace, "service": target.service, "port": target.port}
         method = METHODS[target.protocol]
         async with self._node.open_call(record.peer_id, method, body, timeout=CONNECT_S) as (_, stream):
             self._check(record)
             yield stream
+
+    def _introduce(self, record: ServiceRecord) -> None:
+        """Tell the node where the record says that the replica is; nothing happens if it is connected."""
+        for address in record.addrs:
+            host, port = parse_address(address)
+            self._node.introduce(BootstrapPeer(record.peer_id, host, port))
 
     def _check(self, record: ServiceRecord) -> None:
         """That who answered is the replica that its record says. In an open fabric there is no knowing."""

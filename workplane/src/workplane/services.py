@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any, Final, TypeVar
 
+import structlog
 import trio
 from attrs import define, field, frozen
 
@@ -67,6 +68,17 @@ class Service:
         """The port of that number, if there is one."""
         found = (port for port in self.ports if port.port == number and port.protocol == protocol)
         return next(found, None)
+
+
+def selecting(values: Iterable[object]) -> tuple[Service, ...]:
+    """The Services among those that the machine says select this pod; what cannot be understood is logged and left out."""
+    found = []
+    for value in values:
+        try:
+            found.append(Service.of(value))
+        except ValueError as error:
+            structlog.get_logger(part="traffic").warning("service-not-understood", error=str(error))
+    return tuple(found)
 
 
 def _typed(value: object, kind: type[T], what: str) -> T:
@@ -143,7 +155,7 @@ class Services:
     async def _refresh(self, namespace: str, name: str, kept: _Kept) -> None:
         try:
             kept.service = await self._ask(namespace, name)
-        except OSError:
+        except (OSError, ValueError) as error:
             if kept.service is None:
-                raise
+                raise OSError(f"Service {namespace}/{name}: {error}") from error
         kept.until = trio.current_time() + (MISSING_S if kept.service is None else FRESH_S)

@@ -21,6 +21,7 @@ from workplane.balance import Balancer
 from workplane.catalog import Catalog, Visibility
 from workplane.datagrams import DatagramInbound
 from workplane.inbound import Inbound
+from workplane.metrics import Family, counter, gauge
 from workplane.names import Found, ServiceName
 from workplane.proxy import Front, Place
 from workplane.routing import LEADER, PING, TCP, UDP, Router, Target
@@ -88,13 +89,26 @@ class Traffic:
         await self._listen(service, name, ())
         return Found((self._book.address(name),), numbers)
 
-    async def drain(self, grace: float) -> None:
-        """Take nothing new, and wait `grace` seconds for what is open to end."""
-        self.front.drain()
+    async def drain(self) -> None:
+        """Take nothing new from others, and wait until what is open has ended.
+
+        What this pod's own clients open goes on: apps say goodbye to others, too.
+        """
         self.inbound.drain()
-        with trio.move_on_after(grace):
-            await self.inbound.idle()
-            await self.front.idle()
+        await self.inbound.idle()
+        await self.front.idle()
+
+    def metrics(self) -> Iterable[Family]:
+        """For ``/metrics``."""
+        yield gauge("connections_out", "Connections of this pod's apps to services.", self.front.connections)
+        yield gauge("connections_in", "Connections and flows of other pods to this one.", self.inbound.open)
+        yield counter("connections_asked", "Those that other pods asked for.", self.inbound.asked)
+        yield counter("connections_taken", "Those of them that were let in.", self.inbound.taken)
+        yield counter(
+            "connections_failed", "Of this pod's apps, for which there was no replica.", self.front.failed
+        )
+        yield gauge("service_ports", "Ports of services that are listened at.", len(self.front.places))
+        yield counter("datagrams_dropped", "Of this pod's apps, that found no room.", self.front.dropped)
 
     async def _of_pods(self, service: Service, name: ServiceName) -> tuple[IPv4Address, ...]:
         """The addresses of the pods that a name stands for, or of the leader, whichever pod that is."""

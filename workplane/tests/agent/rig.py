@@ -91,6 +91,7 @@ class PodApi:
     token: str = "a token of this pod"
     state: dict[str, Any] = field(factory=dict)
     key: PeerId | None = None
+    services: dict[str, dict[str, Any]] = field(factory=dict)
     statuses: list[dict[str, Any]] = field(factory=list)
     restarts: list[tuple[str, str]] = field(factory=list)
     execute: Callable[[str, list[str]], int] = lambda container, command: 0
@@ -187,6 +188,9 @@ class PodApi:
                 return 204, None
             case ("POST", "v1", "containers", name, "exec"):
                 return 200, {"exit_code": self.execute(name, body["command"]), "output": "as told"}
+            case ("GET", "v1", "services", namespace, name):
+                if (found := self.services.get(f"{namespace}/{name}")) is not None:
+                    return 200, found
             case ("POST", "v1", "heal"):
                 self.heals.append(body)
                 return 200, {"disposed": self.state.get("disposed", False)}
@@ -253,6 +257,7 @@ def command_of(api: PodApi, *more: str) -> list[str]:
         *(sys.executable, "-m", "workplane"),
         *("--namespace", api.resource.namespace, "--workload", api.resource.name, "--pod", api.name),
         *("--workload-kind", api.resource.kind, "--listen-addrs", "127.0.0.1:0"),
+        *("--dns-addr", "127.0.0.1:0"),
         *("--machine-api", f"unix:{api.socket}", "--credentials", str(api.credentials)),
         *("--local-api", "127.0.0.1:0", "--run-folder", str(api.folder)),
         *more,

@@ -5,15 +5,18 @@ import struct
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from ipaddress import IPv4Address
+from pathlib import Path
 
 import pytest
 import trio
 from dnslib import QTYPE, RCODE, RR, A, DNSRecord
+from structlog.testing import capture_logs
 from trio import socket
 from trio.testing import MockClock
 
 from workplane.names import Found, ServiceName
-from workplane.resolver import Address, Resolver, open_pair
+from workplane.naming import serve_names
+from workplane.resolver import Address, Resolver, open_pair, upstreams
 
 OURS = "web.default.svc.cluster.local"
 
@@ -176,3 +179,17 @@ async def test_a_port_taken_by_tcp_is_passed_over(monkeypatch: pytest.MonkeyPatc
             assert datagrams.getsockname()[1] == listener.socket.getsockname()[1] == opened[1]
             with pytest.raises(OSError, match="in use"):
                 await open_pair("127.0.0.1", opened[1])
+
+
+def test_the_machine_s_resolvers_are_those_of_its_configuration() -> None:
+    text = "# nameserver 9.9.9.9\nsearch x\nnameserver 127.0.0.1\nnameserver 192.0.2.1 x\nnameserver\nnameserver dns\n"
+    assert upstreams(text + "nameserver 2001:db8::1\n") == (("192.0.2.1", 53), ("2001:db8::1", 53))
+    assert len(upstreams("nameserver 192.0.2.1\n" * 9)) == 3
+
+
+async def test_without_its_port_or_its_configuration_the_agent_goes_on(tmp_path: Path) -> None:
+    datagrams, listener = await open_pair("127.0.0.1")
+    with datagrams, capture_logs() as logs:
+        async with listener:
+            await serve_names(lookup, datagrams.getsockname(), tmp_path / "none")
+    assert [entry["log_level"] for entry in logs] == ["warning", "error"]

@@ -240,7 +240,7 @@ async def test_draining_ends_new_connections_and_lets_others_end() -> None:
         await stream.send_all(b"x")
         assert await stream.receive_some() == b"x"
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(w.replicas[0].traffic.drain, 60.0)
+            nursery.start_soon(w.replicas[0].traffic.drain)
             await trio.testing.wait_all_tasks_blocked()
             assert await w.said(4) == [b"three"] * 4
             await stream.send_all(b"y")
