@@ -50,6 +50,9 @@ class Agents:
     def environment(self, pod):
         return {"BEE_POD_NAME": pod.name}
 
+    def founds(self, pod):
+        return pod.pod["metadata"]["labels"].get("founder") == "yes"
+
     async def serve(self, uid, token, listener):
         self.tokens[uid] = token
         await Door(uid, token, Host(), 1).serve(listener)
@@ -141,17 +144,22 @@ async def test_an_agent_that_dies_is_started_again_alone(ready, pod, eventually)
 
         async with trio.open_nursery() as nursery:
             await nursery.start(listen)
-            status = await runtime.run_pod(pod("sleep 1000"))
+            wanted = pod("sleep 1000")
+            wanted["metadata"]["labels"]["founder"] = "yes"
+            status = await runtime.run_pod(wanted)
             uid, first = status.uid, status.containers[0]
             await eventually(lambda: "seen" in said(ready, uid))
             old, token = agent_pid(ready, uid), ready.agents.tokens[uid]()
             assert runtime.claim_key(uid, "aa") and runtime.claim_key(uid, "aa")
             assert not runtime.claim_key(uid, "bb")
+            assert os.listdir(f"/proc/{old}/root/run/magik/agent/state") == ["founder"]
+            os.unlink(f"/proc/{old}/root/run/magik/agent/state/founder")
             kept = "run/magik/agent/state/vote"
             os.close(os.open(f"/proc/{old}/root/{kept}", os.O_CREAT | os.O_WRONLY))
             os.kill(old, signal.SIGKILL)
             await eventually(lambda: "HTTP/1.1 200" in said(ready, uid, 1))
-            assert read(f"/proc/{agent_pid(ready, uid)}/root/{kept}") == b""
+            folder = f"/proc/{agent_pid(ready, uid)}/root/run/magik/agent/state"
+            assert os.listdir(folder) == ["vote"]  # what the pod has is kept, and nobody founds twice
             assert agent_pid(ready, uid) not in (0, old) and ready.agents.tokens[uid]() != token
             assert runtime.claim_key(uid, "bb")  # another run, another key
             now = runtime.get(uid)

@@ -13,7 +13,7 @@ from machineplane.agents import LeaderSaid, Refusal, Standing, StatusReport
 from machineplane.fabric.holdings import Holdings
 from machineplane.fabric.pods import Attachment
 from machineplane.fabric.services import AGENT, LEADER, Services
-from machineplane.podagents import environment_of, wrong_annotation
+from machineplane.podagents import PodAgents, environment_of, wrong_annotation
 from machineplane.runtime import AgentSaid, ContainerStatus, PodNotFound, PodStatus
 from magik_proto import signing
 from magik_proto.identity import Identity
@@ -317,3 +317,17 @@ def test_annotations_that_no_agent_could_read_are_refused(annotations, wrong):
     found = wrong_annotation(annotations)
     assert bool(found) == wrong
     assert found is None or "metadata.annotations[magik.io/" in found
+
+
+@pytest.mark.parametrize(
+    ("index", "founder", "founds"), [("0", True, True), ("1", True, False), ("0", False, False)]
+)
+def test_ordinal_0_of_the_award_that_says_so_founds_its_set(index, founder, founds):
+    bench = Bench(stateful_set())
+    labels = {"apps.kubernetes.io/pod-index": index}
+    pod = attrs.evolve(
+        bench.pod,
+        pod={"metadata": {"labels": labels}, "spec": {}},
+        attachment=attrs.evolve(bench.attachment, founder=founder).to_bytes(),
+    )
+    assert PodAgents(lambda: NOW).founds(pod) is founds

@@ -69,9 +69,9 @@ from machineplane.scheduling.market import DeployFailed, Market
 from machineplane.scheduling.requirements import RequirementsError, priority_of, requirements_of
 from magik_mesh import MeshError, Node, PeerDown, PeerUp
 from magik_proto import bidder
+from magik_proto.awards import Delivery
 from magik_proto.clock import HybridClock
 from magik_proto.identity import PeerId, format_address
-from magik_proto.messages import Award
 from magik_proto.placement import Capacity, MachineFacts, needs
 from magik_proto.records import Workload, canonical_json
 from magik_proto.replay import ReplayFilter
@@ -447,14 +447,22 @@ class Machine:
             return Outcome({}, replicas, (str(error),))
         objects = self.references.collect(manifest.record.resource.namespace, spec)
         job = Job(
-            manifest.record, requirements, replicas, taken, ordinals, objects=objects, priority=priority
+            manifest.record,
+            requirements,
+            replicas,
+            taken,
+            ordinals,
+            objects=objects,
+            priority=priority,
+            founding=self.guardian.founding(manifest.uid),
         )
         finished = await self.market.place(job)
         return Outcome(dict(finished.placed), finished.unplaced, finished.reasons)
 
     async def _deploy(
-        self, award: Award, workload: Workload, receipt: bytes, objects: tuple[Workload, ...]
+        self, delivery: Delivery, workload: Workload, receipt: bytes, objects: tuple[Workload, ...]
     ) -> list[str]:
+        award = delivery.award
         if self.holdings.is_disposed(workload.uid, trio.current_time()):
             raise DeployFailed(f"{workload.resource} was disposed of")
         try:
@@ -465,7 +473,9 @@ class Machine:
             raise DeployFailed(str(error)) from error
         try:
             records, member = pack(objects), self.node.shown(award.owner_identity)
-            return await self.keeper.deploy(workload, award, receipt, engine, records, member)
+            return await self.keeper.deploy(
+                workload, award, receipt, engine, records, member, founder=delivery.founder
+            )
         except DeployError as error:
             raise DeployFailed(str(error)) from error
 

@@ -7,7 +7,7 @@ from typing import Final
 import trio
 
 from machineplane.agents import Door, Host
-from machineplane.fabric.manifests import Manifest
+from machineplane.fabric.manifests import Manifest, ordinal_of
 from machineplane.fabric.pods import Attachment
 from machineplane.runtime import PodStatus
 from magik_proto.errors import ProtocolError
@@ -75,6 +75,13 @@ class PodAgents:
         """The variables of a pod's agent. Raises ValueError or KeyError where the pod's origin is lost."""
         try:
             return environment_of(Attachment.from_bytes(pod.attachment), pod.name)
+        except ProtocolError as error:
+            raise ValueError(f"the pod's origin is lost: {error}") from error
+
+    def founds(self, pod: PodStatus) -> bool:
+        """Whether a pod founds the leadership of its set. Raises ValueError or KeyError as above."""
+        try:
+            return Attachment.from_bytes(pod.attachment).founder and ordinal_of(pod.pod) == 0
         except ProtocolError as error:
             raise ValueError(f"the pod's origin is lost: {error}") from error
 

@@ -61,6 +61,7 @@ class World:
         self.holdings = Holdings()
         self.tenders: list[tuple[str, int]] = []
         self.ordinals: list[int] = []
+        self.founders: list[int] = []
         self.retired: list[str] = []
         self.disposed: list[Workload] = []
         self.places = True
@@ -92,6 +93,8 @@ class World:
         if not self.places:
             return Outcome({}, replicas, ("no machine made a bid",))
         self.ordinals += ordinals
+        mark = self.guardian.founding(manifest.uid)
+        self.founders += [n for n in ordinals if n == 0 and mark and mark.take()]
         for n in ordinals or [None] * replicas:
             labels = {} if n is None else {"apps.kubernetes.io/pod-index": str(n)}
             self.other.run(manifest.record, f"p{uuid4().hex[:6]}", labels=labels)
@@ -187,8 +190,20 @@ async def test_a_stateful_set_comes_up_in_order_rolls_and_is_counted(
         assert shown["currentRevision"] != shown["updateRevision"]
         await trio.sleep(10)
         assert world.ordinals == [0, 1, 2, 2, 1, 0] and len(world.retired) == 3
+        assert world.founders == [0]  # the first of them alone
         shown = world.view.rendered["StatefulSet", "default", "db"]["status"]
         assert shown["currentRevision"] == shown["updateRevision"] and shown["observedGeneration"] == 2
+        nursery.cancel_scope.cancel()
+
+
+async def test_only_who_made_a_stateful_set_has_it_founded(
+    world: World, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(world.guardian.run)
+        world.guardian.hold(record(stateful_set(), world.machine.identity))  # as of an earlier daemon
+        await trio.sleep(START_GRACE_S + 5)
+        assert 0 in world.ordinals and not world.founders
         nursery.cancel_scope.cancel()
 
 

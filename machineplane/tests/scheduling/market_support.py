@@ -77,6 +77,7 @@ class Machine:
     deployed: list[Award] = field(factory=list)
     objects: list[tuple[Workload, ...]] = field(factory=list)
     disposed: list[Disposal] = field(factory=list)
+    founders: list[int] = field(factory=list)
     deploy: Callable[[Award], Awaitable[list[str]]] | None = None
     market: Market = field(init=False)
 
@@ -99,9 +100,11 @@ class Machine:
         nursery.start_soon(self.market.run)
 
     async def _deploy(
-        self, award: Award, workload: Workload, receipt: bytes, objects: tuple[Workload, ...]
+        self, delivery: Delivery, workload: Workload, receipt: bytes, objects: tuple[Workload, ...]
     ) -> list[str]:
+        award = delivery.award
         self.deployed.append(award)
+        self.founders += award.ordinals[:1] if delivery.founder else ()
         self.objects.append(objects)
         if self.deploy is not None:
             return await self.deploy(award)

@@ -26,7 +26,7 @@ from market_support import (
 from trio.testing import MockClock
 
 from machineplane.scheduling.market import DECLINE, DeployFailed
-from magik_mesh import Accept, Call, Node, RpcFailed, Verdict
+from magik_mesh import Accept, Call, CallRefused, Node, RpcFailed, Verdict
 from magik_mesh.testing import until
 from magik_proto.awards import Delivery, seal_workload
 from magik_proto.identity import Identity, PeerId, SealingKey
@@ -57,6 +57,48 @@ async def test_what_pods_refer_to_goes_with_the_award_and_is_not_in_the_receipt(
         await a.market.place(job(a.identity, taken={a.id: 1}, objects=(secret,)))
         assert b.objects == [(secret,)]
         assert secret.manifest not in encode_message(b.deployed[0])
+
+
+class Mark:
+    """What an owner has of a set that nobody has founded yet."""
+
+    def __init__(self) -> None:
+        self.left = True
+
+    def take(self) -> bool:
+        taken, self.left = self.left, False
+        return taken
+
+    def give_back(self) -> None:
+        self.left = True
+
+
+async def test_ordinal_0_founds_its_set_once(autojump_clock: MockClock) -> None:
+    async with machines(3) as (_, (a, b, c)):
+        mark = Mark()
+        for ordinals in ((1,), (0, 1, 2), (0,)):
+            await a.market.place(
+                job(a.identity, replicas=len(ordinals), ordinals=ordinals, founding=mark, taken={a.id: 9})
+            )
+        assert a.founders + b.founders + c.founders == [0] and not mark.left
+
+
+async def test_who_refuses_an_award_founds_nothing(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with machines(2) as (_, (a, b)):
+        mark = Mark()
+
+        def refuse(delivery: Delivery) -> None:
+            assert delivery.founder
+            raise CallRefused("award.full")
+
+        monkeypatch.setattr(b.market, "_obey", refuse)
+        finished = await a.market.place(
+            job(a.identity, ordinals=(0,), founding=mark, taken={a.id: 1}, replicas=1)
+        )
+        assert dict(finished.placed) == {a.id: 1} and not mark.left
+        assert (a.founders, b.founders) == ([0], [])
 
 
 async def test_machines_that_run_replicas_already_are_the_last_to_get_more(autojump_clock: MockClock) -> None:

@@ -33,17 +33,20 @@ class Delivery:
     """An award on its way to its winner: `sealed` is the box that only the winner can open.
 
     `objects`, if not empty, is another such box, with the records that the pods refer to (`seal_objects`). It is no
-    part of the award, so that who keeps the award as a receipt does not keep what is secret.
+    part of the award, so that who keeps the award as a receipt does not keep what is secret. `founder`: ordinal 0 of this
+    award founds its set's leadership, as one award in the life of a workload may say.
     """
 
     award: Award
     sealed: bytes = field(repr=False)
     objects: bytes = field(default=b"", repr=False)
+    founder: bool = False
 
-    def to_body(self) -> dict[str, bytes]:
+    def to_body(self) -> dict[str, bytes | bool]:
         """As the body of the call ``/magik/award/1.0.0``."""
-        body = {"award": encode_message(self.award), "sealed": self.sealed}
-        return body | ({"objects": self.objects} if self.objects else {})
+        body: dict[str, bytes | bool] = {"award": encode_message(self.award), "sealed": self.sealed}
+        body |= {"objects": self.objects} if self.objects else {}
+        return body | ({"founder": True} if self.founder else {})
 
     @classmethod
     def from_body(cls, body: Any) -> Delivery:
@@ -53,7 +56,7 @@ class Delivery:
             raise RemoteProtocolError("award.body", f"'objects' must be at most {MAX_OBJECTS} bytes")
         match body:
             case {"award": bytes(award), "sealed": bytes(sealed)} if 0 < len(sealed) <= MAX_SEALED:
-                return cls(decode_as(Award, award), sealed, objects)
+                return cls(decode_as(Award, award), sealed, objects, body.get("founder") is True)
         detail = f"expected 'award' and 'sealed' as bytes, sealed of 1 to {MAX_SEALED}"
         raise RemoteProtocolError("award.body", detail)
 

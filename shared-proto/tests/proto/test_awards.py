@@ -79,6 +79,9 @@ def test_only_a_workload_can_be_inside(award: Delivery, samples: Samples) -> Non
 
 def test_a_delivery_is_read_back(award: Delivery) -> None:
     assert Delivery.from_body(award.to_body()) == award
+    founding = attrs.evolve(award, founder=True)
+    assert Delivery.from_body(founding.to_body()) == founding
+    assert not Delivery.from_body({**award.to_body(), "founder": 1}).founder
 
 
 @pytest.mark.parametrize(

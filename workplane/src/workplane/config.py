@@ -11,7 +11,7 @@ from attrs import field, frozen
 from magik_proto.errors import ProtocolError
 from magik_proto.identity import BootstrapPeer, Identity, parse_address
 
-WORKLOAD_KINDS = ("Deployment", "StatefulSet")
+WORKLOAD_KINDS = ("Deployment", "StatefulSet", "Pod")
 _DNS_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 _DNS_NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
 _PATTERN = re.compile(r"[A-Za-z0-9*./-]{1,255}")

@@ -71,6 +71,22 @@ def actor(workload: Workload, alive: Iterable[PeerId]) -> PeerId:
     return workload.author if workload.author in living else guardians(workload.uid, living, 1)[0]
 
 
+class Founding:
+    """A mark that can be taken once: a StatefulSet's leadership is founded by one pod in its life."""
+
+    def __init__(self) -> None:
+        self._left = True
+
+    def take(self) -> bool:
+        """Whether it is still there; it is gone then."""
+        taken, self._left = self._left, False
+        return taken
+
+    def give_back(self) -> None:
+        """It was certainly not used."""
+        self._left = True
+
+
 class Guardian:
     """Keeps the holdings in step with the view and runs a task for each workload that this machine acts for."""
 
@@ -102,14 +118,18 @@ class Guardian:
         self._dirty: set[str] = set()
         self._woken = trio.Event()
         self._made_here: set[UUID] = set()
+        self._foundings: dict[UUID, Founding] = {}
         self._started = float("inf")  # until `run`
         self._log = structlog.get_logger(room="fabric")
 
     def take(self, workload: Workload) -> None:
         """Guard a manifest that was made here and now. Raises HoldingsFull."""
-        if self._holdings.get(workload.uid) is None:
+        new = self._holdings.get(workload.uid) is None
+        if new:
             self._made_here.add(workload.uid)
         self.hold(workload)
+        if new and workload.resource.kind == "StatefulSet":
+            self._foundings[workload.uid] = Founding()
 
     def hold(self, workload: Workload) -> bool:
         """Guard a manifest from now on; False if it is no news. Raises HoldingsFull."""
@@ -126,6 +146,10 @@ class Guardian:
         """Something about this workload has changed."""
         self._dirty.add(uid)
         self._woken.set()
+
+    def founding(self, uid: UUID) -> Founding | None:
+        """The mark of a workload that was made here, by this daemon; it alone knows whether it was given away."""
+        return self._foundings.get(uid)
 
     def actor_of(self, uid: UUID) -> PeerId | None:
         """The machine that acts for a workload; None where nobody here knows of it."""
@@ -213,6 +237,7 @@ class Guardian:
                         await trio.sleep(delay)
         finally:
             self._made_here.discard(uid)
+            self._foundings.pop(uid, None)
             del self._acting[uid]
             self._table.remove(("placement", str(uid)))
 

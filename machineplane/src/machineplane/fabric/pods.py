@@ -69,7 +69,8 @@ class PodRuntime(Protocol):
 class Attachment:
     """What a pod remembers of its origin.
 
-    The signed manifest, the template's hash, the engine, the award as receipt, and the membership of the award's owner.
+    The signed manifest, the template's hash, the engine, the award as receipt, the membership of the award's owner, and
+    whether ordinal 0 founds its set's leadership.
     """
 
     workload: Workload
@@ -77,6 +78,7 @@ class Attachment:
     engine: str
     award: bytes = b""
     member: bytes | None = None
+    founder: bool = False
 
     def to_bytes(self) -> bytes:
         return encode(
@@ -86,6 +88,7 @@ class Attachment:
                 "engine": self.engine,
                 "award": self.award,
                 **({} if self.member is None else {"member": self.member}),
+                **({"founder": True} if self.founder else {}),
             }
         )
 
@@ -103,6 +106,7 @@ class Attachment:
             str(wire["engine"]),
             bytes(wire["award"]),
             None if member is None else bytes(member),
+            wire.get("founder") is True,
         )
 
 
@@ -170,17 +174,19 @@ class PodKeeper:
         engine: str,
         records: bytes = b"",
         member: bytes | None = None,
+        *,
+        founder: bool = False,
     ) -> list[str]:
         """Start the awarded replicas and return the pods' names once all have started.
 
         ``records`` are the objects that the pods refer to; they are kept with the pods, in memory alone. ``member`` is the
-        membership of the award's owner, which goes into the pods' passes.
+        membership of the award's owner, which goes into the pods' passes; ``founder`` as in a `Delivery`.
 
         Raises DeployError when one has failed for good (the others of the award are then stopped again), and where a
         StatefulSet's ordinals are missing or have a pod here.
         """
         manifest = Manifest.of(workload)
-        attachment = Attachment(workload, manifest.template_hash, engine, award_bytes, member)
+        attachment = Attachment(workload, manifest.template_hash, engine, award_bytes, member, founder)
         pods = [pod_of(manifest, self._birth(n)) for n in self._ordinals(manifest, award)]
         failures: list[str] = []
         async with trio.open_nursery() as nursery:

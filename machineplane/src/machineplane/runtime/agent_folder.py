@@ -28,19 +28,24 @@ class AgentFolder:
     def __init__(self, fd: int) -> None:
         self._fd = fd
 
-    def make_state(self) -> None:
-        """The folder for what must outlive the agent and not the pod, unless it is there."""
+    def make_state(self, *, founder: bool) -> None:
+        """The folder for what must outlive the agent and not the pod, unless it is there; marked for a ``founder``."""
         with contextlib.suppress(FileExistsError):
             os.mkdir(STATE, 0o700, dir_fd=self._fd)
+            if founder:
+                self._create(f"{STATE}/founder", b"")
             os.chown(STATE, NOBODY, NOBODY, dir_fd=self._fd, follow_symlinks=False)
 
     def hand_over(self, token: str) -> None:
         """Leave the token for the next agent."""
         self._remove(CREDENTIALS)
+        self._create(CREDENTIALS, json.dumps({"token": token}).encode())
+
+    def _create(self, name: str, content: bytes) -> None:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        fd = os.open(CREDENTIALS, flags, 0o400, dir_fd=self._fd)
-        with open(fd, "w") as file:
-            json.dump({"token": token}, file)
+        fd = os.open(name, flags, 0o400, dir_fd=self._fd)
+        with open(fd, "wb") as file:
+            file.write(content)
             os.fchown(fd, NOBODY, NOBODY)
 
     def listen(self) -> trio.SocketListener:

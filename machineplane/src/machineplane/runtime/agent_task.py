@@ -154,7 +154,7 @@ class AgentTask:
         live.private.write_config(
             container_id[:12], agent_config(context, self._agents.environment(live.book.status))
         )
-        folder.make_state()
+        folder.make_state(founder=self._agents.founds(live.book.status))
         # A new run has a new key, which the machine never sees: so it gets a new token, and may ask for one pass again.
         self._update(id=container_id, runs=runs + 1, token=secrets.token_urlsafe(32), key="")
         folder.hand_over(self._record.token)

@@ -23,6 +23,10 @@ class Agents(Protocol):
         """The variables of a pod's agent."""
         ...
 
+    def founds(self, pod: PodStatus) -> bool:
+        """Whether a new pod founds the leadership of its set."""
+        ...
+
     async def serve(self, uid: str, token: Callable[[], str], listener: trio.SocketListener) -> None:
         """Answer the agent that connects to ``listener`` and shows what ``token`` says then; until cancelled."""
         ...

@@ -1,6 +1,7 @@
 """The machine plane's messages as this machine writes them: filled in, stamped and signed."""
 
 from collections.abc import Callable, Mapping
+from typing import Protocol
 from uuid import UUID
 
 from attrs import frozen
@@ -15,6 +16,18 @@ from magik_proto.signing import new_nonce, sign
 _REASON_MAX = 512  # characters of an event's reason; longer ones are cut
 
 
+class Founding(Protocol):
+    """The one mark of a workload that an award of its ordinal 0 may carry."""
+
+    def take(self) -> bool:
+        """Whether it is still there; it is gone then."""
+        ...
+
+    def give_back(self) -> None:
+        """It was certainly not used."""
+        ...
+
+
 @frozen
 class Job:
     """What is to be placed: a manifest's record, what one replica needs, how many, and where replicas run already."""
@@ -27,6 +40,7 @@ class Job:
     objects: tuple[Workload, ...] = ()  # the records that the pods refer to
     priority: int = 0
     preemptible: bool = False
+    founding: Founding | None = None
 
 
 @frozen
@@ -91,7 +105,12 @@ class Writer:
             timestamp=self.wall(),
             nonce=new_nonce(),
         )
-        return Delivery(sign(award, self.identity), sealed, seal_objects(job.objects, bid.sealing_key))
+        return Delivery(
+            sign(award, self.identity),
+            sealed,
+            seal_objects(job.objects, bid.sealing_key),
+            founder=0 in ordinals and job.founding is not None and job.founding.take(),
+        )
 
     def event(self, award: Award, kind: EventType, reason: str, pods: tuple[str, ...]) -> Event:
         """What became of an award. Characters that nobody can print are blanked in ``reason``."""

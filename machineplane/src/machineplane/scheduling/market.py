@@ -48,7 +48,7 @@ INBOX = 256  # events of one auction waiting to be taken in; at the limit the pe
 
 Checked = Tender | Bid | Award | Event | Disposal
 M = TypeVar("M", Bid, Event)
-Deploy = Callable[[Award, Workload, bytes, tuple[Workload, ...]], Awaitable[list[str]]]
+Deploy = Callable[[Delivery, Workload, bytes, tuple[Workload, ...]], Awaitable[list[str]]]
 
 
 class Market:
@@ -176,9 +176,9 @@ class Market:
             refused = a.AwardRefused(bid.node_id, str(error))
             self._nursery.start_soon(self._tell, bid.tender_id, refused)
         else:
-            self._nursery.start_soon(self._send_award, delivery)
+            self._nursery.start_soon(self._send_award, delivery, job)
 
-    async def _send_award(self, delivery: Delivery) -> None:
+    async def _send_award(self, delivery: Delivery, job: Job) -> None:
         winner = delivery.award.winner
         try:
             if winner == self._identity.peer_id:
@@ -187,6 +187,8 @@ class Market:
                 await self._node.call(winner, AWARD, delivery.to_body(), timeout=CALL_TIMEOUT_S)
             event: a.AuctionEvent = a.AwardAccepted(winner)
         except (CallRefused, RpcFailed) as error:
+            if delivery.founder and job.founding is not None and error.code.startswith("award."):
+                job.founding.give_back()  # the bidder has refused, so nothing was begun
             event = a.AwardRefused(winner, str(error))
         except MeshError as error:
             event = a.AwardUnreachable(winner, str(error))
@@ -282,7 +284,7 @@ class Market:
             match output:
                 case b.Deploy():
                     self._promised_to.pop(award.tender_id, None)
-                    self._nursery.start_soon(self._carry_award, award, workload, objects)
+                    self._nursery.start_soon(self._carry_award, delivery, workload, objects)
                     return
                 case b.AwardRepeated():
                     return
@@ -290,10 +292,13 @@ class Market:
                     raise CallRefused(reason)
         raise CallRefused("award.no-bid")
 
-    async def _carry_award(self, award: Award, workload: Workload, objects: tuple[Workload, ...]) -> None:
+    async def _carry_award(
+        self, delivery: Delivery, workload: Workload, objects: tuple[Workload, ...]
+    ) -> None:
         """Deploy and report; whatever goes wrong with the deployment is the event's reason."""
+        award = delivery.award
         try:
-            pods = await self._deploy(award, workload, encode_message(award), objects)
+            pods = await self._deploy(delivery, workload, encode_message(award), objects)
         except DeployFailed as error:
             self._bidder_takes(b.DeployFailed(award.tender_id, str(error)))
             await self._report(award, EventType.Failed, str(error), ())
