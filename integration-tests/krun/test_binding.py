@@ -10,6 +10,7 @@ import pytest
 from machineplane.runtime.images.store import machine_architecture
 from machineplane.runtime.krun.binding import KrunError, Library, Share, VmPlan, VsockPort
 from machineplane.runtime.krun.boot import boot, remembered_boot
+from machineplane.runtime.krun.guest.init import PORT
 
 BUSYBOX = Path("/bin/busybox")
 ENTER = """
@@ -126,6 +127,13 @@ def test_a_real_library_takes_the_whole_plan(real: str, root: Path, tmp_path: Pa
         root_read_only=True,
     )
     assert library.configure(plan) >= 0
+
+
+def test_a_real_library_takes_the_plan_of_a_pods_machine(real: str, root: Path, tmp_path: Path) -> None:
+    """What the monitor asks for: no program but what the root's file says, its sockets, and the port of the guest's init."""
+    ports = (VsockPort(PORT, str(tmp_path / "guest.sock"), listen=True),)
+    plan = VmPlan(vcpus=2, memory_mib=64, root=str(root), ports=ports, tsi=True)
+    assert Library(real).configure(plan) >= 0
 
 
 def test_a_real_boot_gives_an_answer(real: str) -> None:

@@ -52,7 +52,10 @@ async def test_a_restarted_daemon_adopts_its_pods(bench, engine, pod, log, until
     uid = wanted["metadata"]["uid"]
     phase, container_id, started_at, pid = await run_and_kill_daemon(bench, wanted)
     assert phase == "Running"
-    await trio.sleep(0.3)  # time without a daemon, in which output goes on
+    written = bench.config.pod_dir(uid) / "logs/main/0.log"
+    so_far = written.read_text().count("\n") if written.exists() else 0
+    # Time without a daemon, in which output goes on.
+    await eventually(lambda: written.exists() and written.read_text().count("\n") >= so_far + 10)
     async with bench.open() as runtime:
         status = await until(runtime, uid, lambda s: s.uid == uid)
         container = status.containers[0]

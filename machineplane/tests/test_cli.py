@@ -65,7 +65,11 @@ def test_without_a_command_the_daemon_runs_with_defaults(started: list[Config]) 
 def test_options_arrive(started: list[Config], tmp_path: Path) -> None:
     invite = tmp_path / "invite"
     invite.write_text("the text")
+    library = tmp_path / "libkrun.so"
+    library.touch()
     run(
+        "--libkrun",
+        library,
         "--runtime",
         "krun",
         "--korium-port",
@@ -78,7 +82,7 @@ def test_options_arrive(started: list[Config], tmp_path: Path) -> None:
         invite,
     )
     (config,) = started
-    assert config.runtime_given and config.mesh_port == 7
+    assert config.runtime_given and config.mesh_port == 7 and config.libkrun == library
     assert [str(p) for p in config.bootstrap_peers] == [PEER]
     assert config.labels == (("a", "b"),) and config.invite == "the text"
 
@@ -98,6 +102,7 @@ def test_an_invite_can_come_by_standard_input(started: list[Config]) -> None:
         ("--mesh-host", "here"),
         ("--rest-api-host", "localhost"),
         ("--runtime", "docker"),
+        ("--libkrun", "/no/such/libkrun.so"),
         ("--bootstrap-peer", "nobody"),
         ("--bootstrap-peer", "ab@1.2.3.4:5"),
         ("--advertise", "1.2.3.4"),

@@ -2,14 +2,16 @@
 
 import json
 import socket
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
 
 from machineplane import enginecheck, hostcheck
 from machineplane.cli import main
-from machineplane.runtime import EngineStatus, ZygoteReport
+from machineplane.runtime import EngineStatus, RuntimeFault, ZygoteReport
 from machineplane.runtime.images.agent import AGENT_REF
 from machineplane.runtime.images.make import make_image
 from machineplane.runtime.images.store import ImageStore, machine_architecture
@@ -81,10 +83,26 @@ def test_a_taken_port_is_a_matter_of_who_has_it():
     assert hostcheck.port(0, udp=True, serving=False, what="the mesh").state == "ok"
 
 
+@pytest.mark.parametrize("again", [True, False])
+def test_a_remembered_boot_is_forgotten_when_asked(tmp_path, monkeypatch, *, again):
+    memory, looked = tmp_path / "krun.json", []
+    memory.write_text("{}")
+    monkeypatch.setattr(enginecheck, "missing_privileges", lambda: ())
+
+    def look(remembered, library):
+        looked.append((remembered.exists(), library))
+        raise RuntimeFault("enough")
+
+    monkeypatch.setattr(enginecheck, "look_for_krun", look)
+    monkeypatch.setattr(enginecheck, "start_zygote", lambda: nullcontext(SimpleNamespace(report=None)))
+    assert enginecheck.look_at_engines(tmp_path, tmp_path / "libkrun.so", again=again)[0] is None
+    assert looked == [(not again, tmp_path / "libkrun.so")]
+
+
 @pytest.mark.parametrize(("available", "status"), [(True, 0), (False, 1)])
 def test_the_command_says_it_as_a_table_and_as_json(tmp_path, monkeypatch, available, status):
     crun = EngineStatus(name="crun", available=available, reason="", version="1.8.1")
-    monkeypatch.setattr(enginecheck, "look_at_engines", lambda folder: (report(), (crun,)))
+    monkeypatch.setattr(enginecheck, "look_at_engines", lambda *_, **__: (report(), (crun,)))
     good = hostcheck.Finding("x", "ok", "fine")
     for name in ("privileges", "overlay", "libcrun", "nftables"):
         monkeypatch.setattr(hostcheck, name, lambda: good)

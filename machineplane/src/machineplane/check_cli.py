@@ -31,18 +31,35 @@ _MARKS = {"ok": "ok", "warn": "WARN", "missing": "MISSING"}
     help="The daemon's.",
 )
 @click.option("--mesh-port", type=int, metavar="PORT", default=0, show_default=True, help="The daemon's.")
+@click.option(
+    "--libkrun",
+    type=click.Path(path_type=Path, dir_okay=False, exists=True, resolve_path=True),
+    help="The daemon's.",
+)
+@click.option(
+    "--again", is_flag=True, help="Boot a microVM even where the answer of an earlier boot is known."
+)
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
 def check(
-    state_dir: Path, run_dir: Path, rest_api_port: int, rest_api_tls_port: int, mesh_port: int, as_json: bool
+    *,
+    state_dir: Path,
+    run_dir: Path,
+    rest_api_port: int,
+    rest_api_tls_port: int,
+    mesh_port: int,
+    libkrun: Path | None,
+    again: bool,
+    as_json: bool,
 ) -> None:
     """Say what this machine can do for pods, and what to install. Status 1 where no pod could run.
 
-    Nothing is changed; a helper is started and ended again, and a microVM once after each start of the machine.
+    Nothing is changed; a helper is started and ended again, and a microVM once after each start of the machine, or with
+    --again. A daemon that runs goes by what it knew when it started.
     """
     from machineplane import hostcheck  # only now: no other command needs all of it
     from machineplane.enginecheck import look_at_engines
 
-    report, engines = look_at_engines(state_dir)
+    report, engines = look_at_engines(state_dir, libkrun, again=again)
     ports = (
         (rest_api_port, False, "plain HTTP"),
         (rest_api_tls_port, False, "the API"),

@@ -71,6 +71,11 @@ _UDP_PORT = "UDP port of the mesh; 0: any free one."
     help="Engine of pods that name none: microVMs or containers. Not given and no krun here: crun.",
 )
 @click.option(
+    "--libkrun",
+    type=click.Path(path_type=Path, dir_okay=False, exists=True, resolve_path=True),
+    help="The libkrun for microVMs.  [default: one below /usr/local/lib/magik, or that the linker knows]",
+)
+@click.option(
     "--mesh-port", "--korium-port", type=int, metavar="PORT", default=0, show_default=True, help=_UDP_PORT
 )
 @click.option("--mesh-host", "--korium-host", **_ADDRESS, help="Address of the mesh.")
@@ -200,6 +205,7 @@ _AS_IS = (
     "rest_api_port",
     "rest_api_tls_port",
     "runtime",
+    "libkrun",
     "registry_config",
     "mesh_port",
     "mesh_host",

@@ -49,6 +49,7 @@ class Config:
     open_fabric: bool = False
     runtime: str = "krun"
     runtime_given: bool = False
+    libkrun: Path | None = None
     registry_config: Path | None = None
     pod_subnet: IPv4Network | None = None
     agent_ports: range = AGENT_PORTS

@@ -12,16 +12,22 @@ from machineplane.runtime.helper import connected
 from machineplane.runtime.krun.locate import KrunReport, look_for_krun
 
 
-def look_at_engines(state_dir: Path) -> tuple[ZygoteReport | None, tuple[EngineStatus, ...]]:
+def look_at_engines(
+    state_dir: Path, libkrun: Path | None = None, *, again: bool = False
+) -> tuple[ZygoteReport | None, tuple[EngineStatus, ...]]:
     """What a zygote reports (none where it cannot be started), and every engine's own judgement.
 
-    The trial boot of a microVM is remembered where the daemon of ``state_dir`` looks for it.
+    The trial boot of a microVM is remembered where the daemon of ``state_dir`` looks for it; ``again``: what was remembered
+    is forgotten before. ``libkrun`` as the daemon has it.
     """
     if missing_privileges():
         return None, ()
+    memory = boot_memory(state_dir)
+    if again:
+        memory.unlink(missing_ok=True)
     try:
         with start_zygote() as zygote:
-            return zygote.report, trio.run(_ask, zygote, look_for_krun(boot_memory(state_dir)))
+            return zygote.report, trio.run(_ask, zygote, look_for_krun(memory, libkrun))
     except RuntimeFault as error:
         return None, (EngineStatus(name="crun", available=False, reason=str(error)),)
 

@@ -53,6 +53,7 @@ def run(config: Config) -> int:
         run_dir=config.run_dir,
         cgroup_parent=config.cgroup_parent,
         default_engine=config.runtime,
+        krun_library=config.libkrun,
         node_name=config.node_name,
         host_ip=machine_addresses(config)[0],
         policy=HostPolicy(

@@ -21,6 +21,12 @@ NO_EXEC: Final[Mapping[str, str]] = {
 """Engines that cannot put a process into what runs, and why."""
 
 
+UNTRIED: Final = (
+    "a guest boots; programs in it, exec and volumes have been tried on a stand-in for libkrun only"
+)
+"""What of ``krun`` no real guest has ever run, to be said wherever the engine is."""
+
+
 @frozen(kw_only=True)
 class EngineStatus:
     """Whether an engine can run pods here, and the true reason if it cannot (or what it does without)."""
@@ -143,7 +149,8 @@ class KrunEngine:
         containers = self._containers.check()
         reasons = [self._found.reason, "" if containers.available else f"it needs crun: {containers.reason}"]
         why = "; ".join(filter(None, reasons))
-        return EngineStatus(name=self.name, available=not why, reason=why or containers.reason)
+        without = "; ".join(filter(None, (UNTRIED, containers.reason)))
+        return EngineStatus(name=self.name, available=not why, reason=why or without)
 
     async def spawn(self, uid: str, pod_dir: str, socket: str) -> int:
         """The same helper that any container gets."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from machineplane.runtime.engine import NO_EXEC, CrunEngine, EngineStatus, KrunEngine
+from machineplane.runtime.engine import NO_EXEC, UNTRIED, CrunEngine, EngineStatus, KrunEngine
 from machineplane.runtime.errors import PodSpecError
 from machineplane.runtime.krun.config import MONITOR_MEMORY, guest_files, machine_config
 from machineplane.runtime.krun.locate import KrunReport
@@ -115,7 +115,7 @@ class Containers(CrunEngine):
 @pytest.mark.parametrize(
     ("available", "reason", "said"),
     [
-        (True, "", ""),
+        (True, "", UNTRIED),
         (True, "no KVM", "no KVM"),
         (False, "", "it needs crun: none"),
         (False, "no KVM", "no KVM; it needs crun: none"),
@@ -123,5 +123,5 @@ class Containers(CrunEngine):
 )
 def test_the_engine_says_what_it_lacks(*, available: bool, reason: str, said: str) -> None:
     status = KrunEngine(Containers(available=available), KrunReport("/l", reason)).check()
-    assert (status.name, status.available, status.reason) == ("krun", not said, said)
+    assert (status.name, status.available, status.reason) == ("krun", said == UNTRIED, said)
     assert "krun" not in NO_EXEC

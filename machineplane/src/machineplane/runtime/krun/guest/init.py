@@ -47,9 +47,8 @@ class Init:
 
     def run(self) -> int:
         """Serve until the machine's own program has ended; its exit code."""
-        ctypes.CDLL(None).prctl(
-            _PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0
-        )  # libkrun's own init may be the first process
+        # The first process may be libkrun's own init.
+        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
         reader, writer = os.pipe()
         for fd in (reader, writer):
             os.set_blocking(fd, False)
