@@ -15,7 +15,7 @@ from time import monotonic
 
 import attrs
 
-from magik_proto.testing.elections import Schedule, double_votes, overlaps, voters_of
+from magik_proto.testing.elections import Schedule, Twins, double_votes, overlaps, voters_of
 
 BATCH = 200  # schedules for which a process is asked at once
 
@@ -38,17 +38,17 @@ class Counts:
             setattr(self, field.name, getattr(self, field.name) + getattr(other, field.name))
 
 
-def run_batch(task: tuple[int, int, int, int]) -> Counts:
+def run_batch(task: tuple[int, int, int, int, bool]) -> Counts:
     """The schedules of `count` seeds from `first`."""
-    first, count, seconds, per_second = task
+    first, count, seconds, per_second, twins = task
     counts = Counts()
     for seed in range(first, first + count):
-        counts.add(run_one(seed, seconds, per_second))
+        counts.add(run_one(seed, seconds, per_second, twins))
     return counts
 
 
-def run_one(seed: int, seconds: int, per_second: int) -> Counts:
-    schedule = Schedule(seed, voters_of(seed))
+def run_one(seed: int, seconds: int, per_second: int, twins: bool) -> Counts:
+    schedule = (Twins if twins else Schedule)(seed, voters_of(seed))
     schedule.run(seconds, per_second)
     world = schedule.world
     wrong, twice = overlaps(world.leases), len(double_votes(world))
@@ -65,10 +65,10 @@ def run_one(seed: int, seconds: int, per_second: int) -> Counts:
     )
 
 
-def _tasks(options: argparse.Namespace) -> Iterator[tuple[int, int, int, int]]:
+def _tasks(options: argparse.Namespace) -> Iterator[tuple[int, int, int, int, bool]]:
     end = options.seed + options.schedules
     for first in range(options.seed, end, BATCH):
-        yield first, min(BATCH, end - first), options.seconds, options.per_second
+        yield first, min(BATCH, end - first), options.seconds, options.per_second, options.twins
 
 
 def main(arguments: list[str]) -> int:
@@ -82,7 +82,11 @@ def main(arguments: list[str]) -> int:
                 print(f"FAILED: replay with leadership --seed {seed} --schedules 1", flush=True)
     passed = monotonic() - begin
     figures = attrs.asdict(total) | {"failed": sorted(total.failed)[:100], "seed": options.seed}
-    figures |= {"seconds_each": options.seconds, "breaks_per_second": options.per_second}
+    figures |= {
+        "seconds_each": options.seconds,
+        "breaks_per_second": options.per_second,
+        "twins": options.twins,
+    }
     figures |= {"wall_s": round(passed, 1), "ms_per_schedule": round(1000 * passed / total.schedules, 3)}
     print(json.dumps(figures))
     return 1 if total.failed else 0
@@ -94,6 +98,9 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="the first seed")
     parser.add_argument("--seconds", type=int, default=20, help="virtual time of each")
     parser.add_argument("--per-second", type=int, default=2, help="how often something breaks")
+    parser.add_argument(
+        "--twins", action="store_true", help="one founder; pods are made again while they live on"
+    )
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes")
     options = parser.parse_args(arguments)
     if min(options.schedules, options.seconds, options.per_second, options.jobs) < 1:

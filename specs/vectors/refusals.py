@@ -414,8 +414,10 @@ def calls() -> list[dict[str, str]]:
     of the hash table's calls."""
     request = {"method": "/magik/bid/1.0.0", "deadline_ms": 1, "body": None}
     response = {"ok": True, "error": None, "body": None}
-    beat = {"kind": "heartbeat", "term": 3, "generation": 2, "round": 1}
-    told = {"kind": "rejoin-reply", "incarnation": 1, "term": 2, "generation": 0, "since": 0}
+    life = {"life": 0, "lives": [[1, 7], [4, 9]]}
+    beat = {"kind": "heartbeat", "term": 3, "generation": 2, "round": 1, **life}
+    told = {"kind": "rejoin-reply", "incarnation": 1, "term": 2, "generation": 0, "since": 0, **life}
+    good = {"kind": "heartbeat-reply", "term": 1, "generation": 2, "round": None, "later": 1, **life}
     rows: list[tuple[str, str, Any]] = [
         ("request", "good", request), ("request", "with a field of a later version", {**request, "x": 1}),
         ("request", "no deadline", {**request, "deadline_ms": 0}),
@@ -440,16 +442,17 @@ def calls() -> list[dict[str, str]]:
         ("dht-stored", "good", {"refused": ["", "dht.full"]}),
         ("dht-stored", "a rule in capitals", {"refused": ["FULL"]}),
         ("delivery", "an award without its box", {"award": b"\0"}), ("delivery", "no map", b"\0"),
-        ("leadership", "good", {"kind": "heartbeat-reply", "term": 1, "generation": 2, "round": None, "later": 1}),
+        ("leadership", "good", good), ("leadership", "of no life", {**good, "life": None}),
+        ("leadership", "lives that are no pairs", {**good, "lives": [[4]]}),
         ("leadership", "an unknown kind", {"kind": "veto"}),
-        ("leadership", "no term", {"kind": "vote", "generation": 2, "since": 1, "settled": True}),
-        ("leadership", "a vote asked for without its configuration", {"kind": "vote", "term": 3, "generation": 2}),
+        ("leadership", "no term", {"kind": "vote", "generation": 2, "since": 1, "settled": True, **life}),
+        ("leadership", "a vote asked for without its configuration", {"kind": "vote", "term": 3, "generation": 2, **life}),
         ("leadership", "a change of the voters", {**beat, "voters": [5, 3]}),
         ("leadership", "a leader that knows no voters", {**beat, "voters": []}),
         ("leadership", "a lock of no voters", {**beat, "voters": [0]}),
         ("leadership", "three numbers of voters", {**beat, "voters": [7, 5, 3]}),
         ("leadership", "a learner's answer", {**told, "voters": []}),
-        ("leadership", "an answer without a configuration", {"kind": "rejoin-reply", "incarnation": 1, "term": 2}),
+        ("leadership", "an answer without a configuration", {"kind": "rejoin-reply", "incarnation": 1, "term": 2, **life}),
     ]  # fmt: skip
     readers = {
         "request": Request.from_value,

@@ -33,6 +33,7 @@ from magik_proto.leadership_types import (
     LeadershipOutput,
     LeaseHeld,
     LeaseLost,
+    Life,
     Message,
     MessageReceived,
     NewGeneration,
@@ -63,6 +64,7 @@ __all__ = [
     "LeadershipOutput",
     "LeaseHeld",
     "LeaseLost",
+    "Life",
     "Message",
     "MessageReceived",
     "NewGeneration",
@@ -86,10 +88,10 @@ __all__ = [
 
 @attrs.define
 class _Round:
-    """A heartbeat to all: when it was sent, and who has answered, with which generation."""
+    """A heartbeat to all: when it was sent, and who has answered: with which generation, in which life."""
 
     sent: float
-    answers: dict[int, int]
+    answers: dict[int, tuple[int, int]]
 
 
 def new_voter(generation: int, voters: int) -> Stored:
@@ -135,7 +137,8 @@ class Leadership:
         self._own = ordinal
         self._rng = rng
         self._config = config or LeadershipConfig()
-        self._lost = stored is None
+        # Who has stored an incarnation and nothing else was not let in yet, and goes on with that.
+        self._lost = stored is None or (stored.incarnation > 0 and not stored.voters)
         self._wish = NewGeneration(generation, voters)  # the newest manifest
         lost = attrs.evolve(new_learner(), incarnation=_incarnation(0, rng))
         self._stored = stored if stored is not None else lost
@@ -185,9 +188,9 @@ class Leadership:
                 return self._start(now)
             case NewGeneration(generation, voters):
                 return self._new_generation(generation, voters)
-            case MessageReceived(source, message):
+            case MessageReceived(source, message, life):
                 self._check_source(source)
-                return self._expire(now) + self._on_message(source, message, now)
+                return self._expire(now) + self._on_life(source, message, life, now)
 
     def poll(self, now: float) -> list[LeadershipOutput]:
         """Do what is due."""
@@ -208,7 +211,7 @@ class Leadership:
         self._promised = now + self._config.promise_s  # what a former life may have promised
         if self._lost:
             self._become(Role.RECOVERING)
-            return self._rejoin(now)
+            return [self._persist(*self._rejoin(now))]
         self._become(Role.FOLLOWER)
         self._wait(now)
         return [Persist(self._stored)]
@@ -231,6 +234,32 @@ class Leadership:
         # Any ordinal there can be: others may know of a configuration that has more of them.
         if not 0 <= source < MAX_VOTERS or source == self._own:
             raise RemoteProtocolError("leadership.not-a-replica", f"ordinal {source} to {self._own}")
+
+    def _on_life(self, source: int, message: Message, life: Life, now: float) -> list[LeadershipOutput]:
+        """What an earlier life of an ordinal says, which may go on beside the later one, is heard no more."""
+        for ordinal, incarnation in ((source, life.incarnation), *life.incarnations.items()):
+            self._known[ordinal] = max(incarnation, self._newest(ordinal))
+        # Who comes back knows of no earlier life of its own: it has to be told.
+        if life.incarnation < self._newest(source) and not isinstance(message, Rejoin):
+            return self._heard_of_own(life, now)
+        return self._heard_of_own(life, now) or self._on_message(source, message, now)
+
+    def _heard_of_own(self, life: Life, now: float) -> list[LeadershipOutput]:
+        """Others have recorded a later life of this ordinal, by another pod: what this one knew is void."""
+        later = life.incarnations.get(self._own, 0)
+        if self._role is Role.RECOVERING or later <= self._stored.incarnation:
+            return []
+        outputs = [*self._lose_lease(), *self._know(None)]
+        self._become(Role.RECOVERING)
+        self._stored = attrs.evolve(
+            new_learner(),
+            incarnation=_incarnation(later, self._rng),
+            incarnations=self._stored.incarnations,
+        )
+        self._told = {}
+        # Not at once: two that outbid each other would let neither be heard.
+        self._deadline = now + self._config.promise_s
+        return [*outputs, self._persist()]
 
     def _on_message(self, source: int, message: Message, now: float) -> list[LeadershipOutput]:
         match message:
@@ -260,13 +289,10 @@ class Leadership:
         stored = self._stored
         free = message.term > stored.term or (message.term == stored.term and stored.vote in (None, source))
         if not self._would_vote(message, now) or not free:
-            return [Send(source, self._vote_reply(stored.term, granted=False))]
+            return [Send(source, VoteReply(stored.term, False))]
         outputs = self._follow(None, now)
-        vote = Send(source, self._vote_reply(message.term, granted=True))
+        vote = Send(source, VoteReply(message.term, True))
         return [*outputs, self._persist(vote, term=message.term, vote=source)]
-
-    def _vote_reply(self, term: int, *, granted: bool) -> VoteReply:
-        return VoteReply(term, granted, self._stored.incarnation, self._stored.incarnations)
 
     def _on_heartbeat(self, source: int, message: Heartbeat, now: float) -> list[LeadershipOutput]:
         if message.term < self._stored.term:
@@ -284,9 +310,10 @@ class Leadership:
         return [*outputs, self._persist(reply, **changes) if changes else reply]
 
     def _on_rejoin(self, source: int, incarnation: int) -> list[LeadershipOutput]:
-        if self._role is Role.RECOVERING:
-            return []
-        known = max(incarnation, self._stored.incarnations.get(source, 0))
+        lone = self._stored.voters and source < min(self._stored.voters) == 1
+        if self._role is Role.RECOVERING or lone:
+            return []  # nobody can let a lone voter in; to record it would end the earlier life, which may go on
+        known = max(incarnation, self._newest(source))
         stored = self._stored
         reply = Send(source, RejoinReply(known, stored.term, stored.generation, stored.voters, stored.since))
         if self._stored.incarnations.get(source) == known:
@@ -300,13 +327,15 @@ class Leadership:
             newer = _incarnation(message.incarnation, self._rng)
             self._stored = attrs.evolve(self._stored, incarnation=newer)
             self._told = {}
-            return self._rejoin(now)
+            return [self._persist(*self._rejoin(now))]
         self._told[source] = message
         newest = max(self._told.values(), key=_age)
         if not newest.voters or not all(self._vouched(count) for count in newest.voters):
             return []
         term = max(reply.term for reply in self._told.values())
         self._told = {}
+        # An earlier life may lead, or have promised, until now: those who know of this one have heard it till then.
+        self._promised = max(self._promised, now + self._config.promise_s)
         self._become(Role.FOLLOWER)
         self._wait(now)
         learnt = {"generation": newest.generation, "voters": newest.voters, "since": newest.since}
@@ -346,13 +375,11 @@ class Leadership:
             fits = self._role is Role.PRE_CANDIDATE and reply.term == self._stored.term + 1
         else:
             fits = self._role is Role.CANDIDATE and reply.term == self._stored.term
-            for ordinal, incarnation in reply.incarnations.items():
-                self._known[ordinal] = max(incarnation, self._known.get(ordinal, 0))
         if not reply.granted:
             return self._catch_up(reply.term, now)
         if not fits:
             return []
-        self._granted[source] = reply.incarnation if isinstance(reply, VoteReply) else 0
+        self._granted[source] = self._newest(source)  # an earlier life is not heard
         return self._counted(now)
 
     def _catch_up(self, term: int, now: float) -> list[LeadershipOutput]:
@@ -392,14 +419,16 @@ class Leadership:
 
     def _heartbeat(self, now: float) -> list[LeadershipOutput]:
         self._round += 1
-        self._rounds[self._round] = _Round(now, {self._own: self._stored.generation})
+        self._rounds[self._round] = _Round(
+            now, {self._own: (self._stored.generation, self._stored.incarnation)}
+        )
         for old in [r for r, round in self._rounds.items() if round.sent + self._config.lease_s <= now]:
             del self._rounds[old]
         self._deadline = now + self._config.heartbeat_s
         self._promised = max(self._promised, now + self._config.promise_s)
         stored = self._stored
         beat = Heartbeat(stored.term, stored.generation, self._round, stored.voters)
-        return [*self._to_all(beat), *self._renew(self._rounds[self._round])]
+        return [*self._to_all(beat), *self._renew(self._rounds[self._round], now)]
 
     def _on_answer(self, source: int, answer: HeartbeatReply, now: float) -> list[LeadershipOutput]:
         if answer.term > self._stored.term:
@@ -407,27 +436,33 @@ class Leadership:
         round = self._rounds.get(answer.round) if answer.round is not None else None
         if self._role is not Role.LEADER or answer.term != self._stored.term or round is None:
             return []
-        round.answers[source] = answer.generation
-        return self._renew(round)
+        round.answers[source] = (answer.generation, self._newest(source))  # an earlier life is not heard
+        return self._renew(round, now)
 
-    def _renew(self, round: _Round) -> list[LeadershipOutput]:
-        """The lease runs from when the heartbeat was sent that a majority has answered."""
-        if not self._majority(round.answers):
+    def _renew(self, round: _Round, now: float) -> list[LeadershipOutput]:
+        """The lease runs from when the heartbeat was sent that a majority has answered, in lives that are not over."""
+        valid = {
+            voter: generation
+            for voter, (generation, incarnation) in round.answers.items()
+            if incarnation >= self._newest(voter)
+        }
+        if not self._majority(valid):
             return []
-        outputs = self._settle(round)
+        outputs = self._settle(valid, now)
         end = round.sent + self._config.lease_s
         if self._token is None or (self._lease is not None and end <= self._lease and not outputs):
             return outputs
         self._lease = self._proven = max(end, self._lease or end)
         return [*outputs, LeaseHeld(self._token, self._lease), *self._change()]
 
-    def _settle(self, round: _Round) -> list[LeadershipOutput]:
+    def _settle(self, answers: dict[int, int], now: float) -> list[LeadershipOutput]:
         """A majority of the old and of the new voters has stored our generation: now it is the token's."""
         newest = self._stored.generation
-        known = [voter for voter, generation in round.answers.items() if generation >= newest]
+        known = [voter for voter, generation in answers.items() if generation >= newest]
         if self._stored.settled or not self._majority(known):
             return []
         self._token = Token(newest, self._stored.term)
+        self._deadline = now  # told at once: until they know, an election needs the old voters too
         return [self._persist(voters=self._stored.voters[:1])]
 
     def _expire(self, now: float) -> list[LeadershipOutput]:
@@ -446,11 +481,15 @@ class Leadership:
 
     def _follow(self, leader: int | None, now: float) -> list[LeadershipOutput]:
         """Follow somebody, or wait for somebody to lead."""
-        outputs: list[LeadershipOutput] = [LeaseLost()] if self._lease is not None else []
-        self._lease = self._token = None
+        outputs = self._lose_lease()
         self._become(Role.FOLLOWER)
         self._wait(now)
         return [*outputs, *self._know(leader)]
+
+    def _lose_lease(self) -> list[LeadershipOutput]:
+        outputs: list[LeadershipOutput] = [LeaseLost()] if self._lease is not None else []
+        self._lease = self._token = None
+        return outputs
 
     def _know(self, leader: int | None) -> list[LeadershipOutput]:
         if leader == self._leader:

@@ -54,6 +54,18 @@ def quorum(voters: int) -> int:
 
 
 @attrs.frozen
+class Life:
+    """Which incarnation of the sender says something, and which of others it has recorded.
+
+    A pod that is held for lost is made again elsewhere while it lives on behind a partition: of two replicas of one ordinal
+    the later incarnation counts, for all who know of it.
+    """
+
+    incarnation: int = 0
+    incarnations: Mapping[int, int] = field(factory=dict, hash=False)
+
+
+@attrs.frozen
 class Stored:
     """What must be on stable storage. The first three are the configuration. `voters` counts the ordinals that vote: one
     count is settled; two, the new one first, are a change under way, and a majority of each is needed; a learner knows
@@ -78,6 +90,11 @@ class Stored:
     def age(self) -> tuple[int, int, bool]:
         """Of two configurations the one with the greater is the newer."""
         return self.since, self.generation, self.settled
+
+    @property
+    def life(self) -> Life:
+        """What goes with each message."""
+        return Life(self.incarnation, self.incarnations)
 
 
 @attrs.frozen(order=True)
@@ -119,12 +136,10 @@ class RequestVote:
 
 @attrs.frozen
 class VoteReply:
-    """`incarnations` are those that the voter has recorded of others: a vote of an earlier one is void."""
+    """The term that the vote is for, or, refusing, the voter's own."""
 
     term: int
     granted: bool
-    incarnation: int
-    incarnations: Mapping[int, int] = field(factory=dict, hash=False)
 
 
 @attrs.frozen
@@ -178,6 +193,7 @@ class Start:
 class MessageReceived:
     source: int
     message: Message
+    life: Life = Life()
 
 
 @attrs.frozen
@@ -246,9 +262,9 @@ class Role(enum.Enum):
 TRANSITIONS: Final[Mapping[Role, frozenset[Role]]] = {
     Role.IDLE: frozenset({Role.RECOVERING, Role.FOLLOWER}),
     Role.RECOVERING: frozenset({Role.FOLLOWER}),
-    Role.FOLLOWER: frozenset({Role.FOLLOWER, Role.PRE_CANDIDATE}),
-    Role.PRE_CANDIDATE: frozenset({Role.FOLLOWER, Role.PRE_CANDIDATE, Role.CANDIDATE}),
-    Role.CANDIDATE: frozenset({Role.FOLLOWER, Role.PRE_CANDIDATE, Role.LEADER}),
-    Role.LEADER: frozenset({Role.FOLLOWER}),
+    Role.FOLLOWER: frozenset({Role.FOLLOWER, Role.PRE_CANDIDATE, Role.RECOVERING}),
+    Role.PRE_CANDIDATE: frozenset({Role.FOLLOWER, Role.PRE_CANDIDATE, Role.CANDIDATE, Role.RECOVERING}),
+    Role.CANDIDATE: frozenset({Role.FOLLOWER, Role.PRE_CANDIDATE, Role.LEADER, Role.RECOVERING}),
+    Role.LEADER: frozenset({Role.FOLLOWER, Role.RECOVERING}),
 }
 """Where each role may go; all else is a bug of the machine."""

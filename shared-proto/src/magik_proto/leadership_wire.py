@@ -1,7 +1,8 @@
 """How the messages of `magik_proto.leadership` travel, and how a replica keeps what it must not forget.
 
 A message is a map: `kind`, and the fields of its class by name. Who sent it is what the connection proved (the ordinal in
-the sender's pass), so it is not said again. Unknown keys are ignored; all else is ``leadership.message``.
+the sender's pass), so it is not said again; in which of its lives, and of which others' it has recorded, is
+(`life`, `lives`). Unknown keys are ignored; all else is ``leadership.message``.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from magik_proto.leadership_types import (
     MAX_VOTERS,
     Heartbeat,
     HeartbeatReply,
+    Life,
     Message,
     PreVote,
     PreVoteReply,
@@ -46,13 +48,14 @@ _NAMES: Final = {cls: name for name, cls in KINDS.items()}
 Read = Callable[[Any], Any]
 
 
-def to_value(message: Message) -> dict[str, Any]:
-    """A message as a plain value."""
+def to_value(message: Message, life: Life) -> dict[str, Any]:
+    """A message as a plain value, with the sender's life."""
     fields = attrs.asdict(message, recurse=False)
-    return {"kind": _NAMES[type(message)], **{name: _plain(value) for name, value in fields.items()}}
+    value = {"kind": _NAMES[type(message)], **{name: _plain(value) for name, value in fields.items()}}
+    return {**value, "life": life.incarnation, "lives": _plain(life.incarnations)}
 
 
-def from_value(value: Any) -> Message:
+def from_value(value: Any) -> tuple[Message, Life]:
     """The message of a plain value; `RemoteProtocolError` (``leadership.message``) for any other."""
     if not isinstance(value, dict):
         raise _malformed("a message is a map")
@@ -61,7 +64,8 @@ def from_value(value: Any) -> Message:
     if cls is None:
         raise _malformed("of no known kind")
     readers = {**_FIELDS, **_OTHERWISE.get(cls, {})}
-    return cls(**{name: readers[name](value.get(name)) for name in attrs.fields_dict(cls)})
+    message = cls(**{name: readers[name](value.get(name)) for name in attrs.fields_dict(cls)})
+    return message, Life(_u64(value.get("life")), _incarnations(value.get("lives")))
 
 
 def stored_to_bytes(stored: Stored) -> bytes:
@@ -152,7 +156,6 @@ _FIELDS: Final[Mapping[str, Read]] = {
     "generation": _generation,
     "granted": _flag,
     "incarnation": _u64,
-    "incarnations": _incarnations,
     "round": _u64,
     "settled": _flag,
     "since": _u64,

@@ -17,6 +17,7 @@ from magik_proto.leadership import (
     LeadershipConfig,
     LeaseHeld,
     LeaseLost,
+    Life,
     NewGeneration,
     Persist,
     PreVote,
@@ -59,7 +60,7 @@ def leading(voters: int = 3) -> tuple[Leadership, float]:
     for voter in range(1, voters // 2 + 1):
         tell(machine, voter, PreVoteReply(1, True), now)
     for voter in range(1, voters // 2 + 1):
-        tell(machine, voter, VoteReply(1, True, 0), now)
+        tell(machine, voter, VoteReply(1, True), now)
     assert machine.role is Role.LEADER
     return machine, now
 
@@ -88,7 +89,7 @@ def test_an_election_from_start_to_lease() -> None:
     assert asked == [
         Persist(stored, (Send(1, RequestVote(1, 1, 0, True)), Send(2, RequestVote(1, 1, 0, True))))
     ]
-    won = tell(machine, 2, VoteReply(1, True, 0), now + 0.2)
+    won = tell(machine, 2, VoteReply(1, True), now + 0.2)
     beat = Heartbeat(1, 1, 1, (3,))
     stamped = attrs.evolve(stored, since=1)
     assert won == [LeaderChanged(0), Persist(stamped), Send(1, beat), Send(2, beat)]
@@ -136,33 +137,31 @@ def test_a_leader_that_nobody_answers_gives_up() -> None:
 def test_a_vote_is_stored_before_it_is_sent_and_given_once_a_term() -> None:
     machine = started(own=2)
     stored = Stored(1, (3,), term=4, vote=0)
-    granted = VoteReply(4, True, 0)
+    granted = VoteReply(4, True)
     assert tell(machine, 0, RequestVote(4, 1, 0, True), 3.0) == [Persist(stored, (Send(0, granted),))]
-    assert tell(machine, 1, RequestVote(4, 1, 0, True), 3.1) == [Send(1, VoteReply(4, False, 0))]
+    assert tell(machine, 1, RequestVote(4, 1, 0, True), 3.1) == [Send(1, VoteReply(4, False))]
     assert tell(machine, 0, RequestVote(4, 1, 0, True), 3.1) == [Persist(stored, (Send(0, granted),))]
-    assert tell(machine, 1, RequestVote(3, 1, 0, True), 3.1) == [Send(1, VoteReply(4, False, 0))]
+    assert tell(machine, 1, RequestVote(3, 1, 0, True), 3.1) == [Send(1, VoteReply(4, False))]
     again = started(own=2, stored=stored)
-    assert tell(again, 1, RequestVote(4, 1, 0, True), 9.0) == [Send(1, VoteReply(4, False, 0))], (
+    assert tell(again, 1, RequestVote(4, 1, 0, True), 9.0) == [Send(1, VoteReply(4, False))], (
         "over a restart too"
     )
 
 
 def test_no_vote_within_a_promise() -> None:
     machine = started(own=2)
-    assert tell(machine, 0, RequestVote(1, 1, 0, True), 2.9) == [Send(0, VoteReply(0, False, 0))], (
-        "just started"
-    )
+    assert tell(machine, 0, RequestVote(1, 1, 0, True), 2.9) == [Send(0, VoteReply(0, False))], "just started"
     assert tell(machine, 0, PreVote(1, 1, 0, True), 2.9) == [Send(0, PreVoteReply(0, False))]
     assert tell(machine, 0, PreVote(1, 1, 0, True), 3.0) == [Send(0, PreVoteReply(1, True))]
     beat = tell(machine, 0, Heartbeat(2, 1, 7, (3,)), 5.0)
     reply = Send(0, HeartbeatReply(2, 1, 7))
     assert beat == [LeaderChanged(0), Persist(Stored(1, (3,), since=2, term=2), (reply,))]
-    assert tell(machine, 1, RequestVote(3, 1, 0, True), 7.9) == [Send(1, VoteReply(2, False, 0))]
+    assert tell(machine, 1, RequestVote(3, 1, 0, True), 7.9) == [Send(1, VoteReply(2, False))]
     assert tell(machine, 1, PreVote(3, 1, 0, True), 7.9) == [Send(1, PreVoteReply(2, False))]
     assert machine.stored.term == 2, "a candidate that nobody needs moves no term"
     (vote,) = tell(machine, 1, RequestVote(3, 1, 2, True), 8.0)[1:]
     assert isinstance(vote, Persist)
-    assert vote.then == (Send(1, VoteReply(3, True, 0)),)
+    assert vote.then == (Send(1, VoteReply(3, True)),)
 
 
 def test_the_drift_of_clocks_lengthens_promises() -> None:
@@ -201,9 +200,9 @@ def test_votes_only_for_a_configuration_as_new(asks: tuple[int, int, bool], gran
     (vote,) = tell(machine, 0, RequestVote(6, *asks), 4.0)
     if granted:
         stored = Stored(2, (3,), since=4, term=6, vote=0)
-        assert vote == Persist(stored, (Send(0, VoteReply(6, True, 0)),))
+        assert vote == Persist(stored, (Send(0, VoteReply(6, True)),))
     else:
-        assert vote == Send(0, VoteReply(5, False, 0))
+        assert vote == Send(0, VoteReply(5, False))
 
 
 def test_a_candidate_asks_with_its_own_configuration() -> None:
@@ -216,7 +215,7 @@ def test_a_candidate_asks_with_its_own_configuration() -> None:
     assert request == [Persist(Stored(3, (5, 3), since=4, term=7, vote=0), then)]
 
 
-@pytest.mark.parametrize("reply", [PreVoteReply(8, False), VoteReply(8, False, 0)])
+@pytest.mark.parametrize("reply", [PreVoteReply(8, False), VoteReply(8, False)])
 def test_a_refusal_tells_the_term(reply: lead.Message) -> None:
     machine = started()
     machine.poll(due(machine))
@@ -236,9 +235,9 @@ def test_a_leader_hears_of_a_later_term() -> None:
 def test_replies_that_do_not_fit_are_ignored() -> None:
     machine = started()
     assert tell(machine, 1, PreVoteReply(1, True), 1.0) == []
-    assert tell(machine, 1, VoteReply(0, True, 0), 1.0) == []
+    assert tell(machine, 1, VoteReply(0, True), 1.0) == []
     machine.poll(due(machine))
-    assert tell(machine, 1, VoteReply(1, True, 0), 4.0) == []
+    assert tell(machine, 1, VoteReply(1, True), 4.0) == []
     assert tell(machine, 1, PreVoteReply(2, True), 4.0) == []
 
 
@@ -288,19 +287,21 @@ def test_who_lost_its_storage_votes_only_after_a_majority_knows() -> None:
     machine = replica(own=2, lost=True)
     rejoin = machine.receive(Start(), 0.0)
     own = machine.stored.incarnation
-    assert rejoin == [Send(0, Rejoin(own)), Send(1, Rejoin(own))]
+    asked = (Send(0, Rejoin(own)), Send(1, Rejoin(own)))
+    assert rejoin == [Persist(machine.stored, asked)], "so that it does not outbid itself in its next life"
     assert machine.role is Role.RECOVERING
     assert tell(machine, 0, RequestVote(9, 1, 0, True), 8.0) == []
     assert tell(machine, 0, Heartbeat(9, 1, 1, (3,)), 8.0) == []
     assert tell(machine, 0, Rejoin(5), 8.0) == [], "it can vouch for nobody"
     assert machine.poll(0.4) == []
-    assert machine.poll(due(machine)) == rejoin, "asked again"
+    assert machine.poll(due(machine)) == list(asked), "asked again"
+    assert replica(own=2, stored=machine.stored).receive(Start(), 0.0) == rejoin, "in the next life, too"
     assert machine.stored.voters == (), "what it knew of the voters is lost, too"
     assert tell(machine, 0, rejoined(own, 7), 8.0) == []
     assert tell(machine, 1, rejoined(own - 1, 9), 8.0) == [], "an answer to an earlier life"
     stored = Stored(1, (3,), incarnation=own, term=7, vote=2)
     assert tell(machine, 1, rejoined(own, 4), 8.0) == [Persist(stored)]
-    assert tell(machine, 0, RequestVote(7, 1, 0, True), 20.0) == [Send(0, VoteReply(7, False, own))]
+    assert tell(machine, 0, RequestVote(7, 1, 0, True), 20.0) == [Send(0, VoteReply(7, False))]
     assert tell(machine, 1, rejoined(own, 4), 8.0) == []
 
 
@@ -354,7 +355,8 @@ def test_a_life_after_another_takes_a_later_incarnation() -> None:
     earlier = machine.stored.incarnation + (5 << 32)
     again = tell(machine, 0, rejoined(earlier, 1), 0.1)
     assert machine.stored.incarnation > earlier
-    assert again == [Send(0, Rejoin(machine.stored.incarnation)), Send(1, Rejoin(machine.stored.incarnation))]
+    asked = (Send(0, Rejoin(machine.stored.incarnation)), Send(1, Rejoin(machine.stored.incarnation)))
+    assert again == [Persist(machine.stored, asked)]
 
 
 def test_an_incarnation_is_stored_before_it_is_acknowledged() -> None:
@@ -362,7 +364,8 @@ def test_an_incarnation_is_stored_before_it_is_acknowledged() -> None:
     (stored,) = tell(machine, 2, Rejoin(50), 1.0)
     expected = Stored(1, (3,), term=3, incarnations={2: 50})
     assert stored == Persist(expected, (Send(2, rejoined(50, 3)),))
-    assert tell(machine, 2, Rejoin(50), 1.0) == [Send(2, rejoined(50, 3))]
+    again = lead.MessageReceived(2, Rejoin(50), Life(50))
+    assert machine.receive(again, 1.0) == [Send(2, rejoined(50, 3))]
     assert tell(machine, 2, Rejoin(40), 1.0) == [Send(2, rejoined(50, 3))], "a late word of an earlier life"
 
 
@@ -372,11 +375,67 @@ def test_votes_of_an_earlier_life_are_void() -> None:
     for voter in (1, 2):
         tell(machine, voter, PreVoteReply(1, True), 4.0)
     assert machine.role is Role.CANDIDATE
-    tell(machine, 1, VoteReply(1, True, 0), 4.0)
-    tell(machine, 3, VoteReply(1, True, 0, {1: 9}), 4.0)
+    tell(machine, 1, VoteReply(1, True), 4.0)
+    machine.receive(lead.MessageReceived(3, VoteReply(1, True), Life(0, {1: 9})), 4.0)
     assert machine.role is Role.CANDIDATE, "3 says that 1 has lost its storage since"
-    tell(machine, 4, VoteReply(1, True, 0), 4.0)
+    tell(machine, 4, VoteReply(1, True), 4.0)
     assert machine.role is Role.LEADER
+
+
+def said(
+    machine: Leadership, source: int, message: lead.Message, now: float, life: Life
+) -> list[lead.LeadershipOutput]:
+    return machine.receive(lead.MessageReceived(source, message, life), now)
+
+
+def test_an_earlier_life_is_heard_no_more() -> None:
+    """Its pod may go on, on the other side of a partition: neither its votes nor its answers nor its leading count."""
+    machine = started(stored=Stored(1, (3,), term=3, incarnations={2: 50}))
+    for message in (RequestVote(4, 1, 0, True), Heartbeat(4, 1, 1, (3,)), PreVote(4, 1, 0, True)):
+        assert said(machine, 2, message, 9.0, Life(49)) == []
+    assert said(machine, 2, RequestVote(4, 1, 0, True), 9.0, Life(50))[-1].then == (
+        Send(2, VoteReply(4, True)),
+    )
+
+
+def test_answers_of_a_life_that_is_over_hold_no_lease() -> None:
+    machine, now = leading(5)
+    assert said(machine, 1, HeartbeatReply(1, 1, 1), now + 0.1, Life(0)) == []
+    told = Life(0, {1: 9})
+    assert said(machine, 2, HeartbeatReply(1, 1, 1), now + 0.1, told) == [], "2 tells that 1 has a later life"
+    assert said(machine, 1, HeartbeatReply(1, 1, 1), now + 0.1, Life(0)) == []
+    assert said(machine, 1, HeartbeatReply(1, 1, 1), now + 0.2, Life(9)) == [
+        LeaseHeld(Token(1, 1), now + 3.0)
+    ]
+
+
+def test_who_hears_of_a_later_life_of_its_own_ordinal_has_lost_all() -> None:
+    machine, now = leading(3)
+    said(machine, 1, HeartbeatReply(1, 1, 1), now + 0.1, Life())
+    outputs = said(machine, 2, HeartbeatReply(1, 1, 1), now + 0.2, Life(0, {0: 5 << 32}))
+    assert outputs == [LeaseLost(), LeaderChanged(None), Persist(machine.stored)]
+    assert machine.role is Role.RECOVERING and machine.token(now + 0.2) is None
+    assert machine.stored.incarnation > 5 << 32 and machine.stored.voters == ()
+    assert due(machine) == now + 0.2 + CONFIG.promise_s, "the other is given time to be let in"
+
+
+def test_who_is_let_in_promises_from_then_on() -> None:
+    machine = replica(own=2, lost=True)
+    machine.receive(Start(), 0.0)
+    own = machine.stored.incarnation
+    for voter in (0, 1):
+        tell(machine, voter, rejoined(own, 7), 100.0)
+    assert tell(machine, 0, RequestVote(8, 1, 0, True), 100.0 + 2.9) == [Send(0, VoteReply(7, False))]
+    assert tell(machine, 0, RequestVote(8, 1, 0, True), 100.0 + 3.0)[-1].then == (
+        Send(0, VoteReply(8, True)),
+    )
+
+
+@pytest.mark.parametrize("voters", [(1,), (3, 1)])
+def test_a_lone_voter_cannot_be_let_in_and_is_not_ended(voters: tuple[int, ...]) -> None:
+    machine = started(own=1, stored=Stored(1, voters))
+    assert tell(machine, 0, Rejoin(9), 1.0) == []
+    assert tell(machine, 2, Rejoin(9), 1.0) != []
 
 
 def test_two_need_each_other_and_one_does_not_come_back() -> None:
@@ -385,7 +444,7 @@ def test_two_need_each_other_and_one_does_not_come_back() -> None:
     assert tell(two, 0, rejoined(two.stored.incarnation, 3, voters=(2,)), 0.1) != []
     assert two.role is Role.FOLLOWER
     one = replica(1, lost=True)
-    assert one.receive(Start(), 0.0) == []
+    assert one.receive(Start(), 0.0) == [Persist(one.stored)]
     assert one.receive(NewGeneration(2, 3), 1.0) == []
     assert one.poll(due(one)) == [Send(other, Rejoin(one.stored.incarnation)) for other in (1, 2)]
     for learner in (1, 2):
@@ -444,7 +503,7 @@ def test_only_a_leader_with_a_lease_begins_a_change() -> None:
     assert machine.poll(now) == [Send(1, PreVote(1, 1, 0, True)), Send(2, PreVote(1, 1, 0, True))]
     tell(machine, 1, PreVoteReply(1, True), now)
     assert machine.receive(NewGeneration(3, 7), now) == [], "the votes are for the one before"
-    tell(machine, 1, VoteReply(1, True, 0), now)
+    tell(machine, 1, VoteReply(1, True), now)
     assert machine.receive(NewGeneration(4, 5), now) == []
     held = tell(machine, 1, HeartbeatReply(1, 1, 1), now)
     assert held == [LeaseHeld(Token(1, 1), now + 3), Persist(Stored(4, (5, 3), since=1, term=1, vote=0))]
@@ -462,7 +521,7 @@ def test_a_leader_elected_in_a_change_has_no_lease_before_it_is_settled() -> Non
     now = due(machine)
     machine.poll(now)
     tell(machine, 1, PreVoteReply(5, True), now)
-    won = tell(machine, 1, VoteReply(5, True, 0), now)
+    won = tell(machine, 1, VoteReply(5, True), now)
     assert won[1] == Persist(Stored(3, (1, 3), since=5, term=5, vote=0)), "its own from now on"
     assert machine.token(now) is None
     assert tell(machine, 1, HeartbeatReply(5, 2, 1), now) == [], "who has not stored it does not count"
@@ -491,7 +550,7 @@ def test_a_learner_votes_and_stands_only_when_it_was_told_who_votes() -> None:
     assert machine.poll(due(machine)) == []
     assert machine.role is Role.FOLLOWER
     (vote,) = tell(machine, 4, RequestVote(3, 2, 1, False), 5.0)
-    assert vote == Persist(Stored(0, (), term=3, vote=4), (Send(4, VoteReply(3, True, 0)),))
+    assert vote == Persist(Stored(0, (), term=3, vote=4), (Send(4, VoteReply(3, True)),))
     tell(machine, 4, Heartbeat(3, 2, 1, (5, 3)), 6.0)
     assert machine.stored == Stored(2, (5, 3), since=3, term=3, vote=4)
     assert Send(0, PreVote(4, 2, 3, False)) in machine.poll(due(machine))

@@ -21,7 +21,7 @@ MESSAGES = st.one_of(
     st.builds(lead.PreVote, term=u64, generation=generations, since=u64, settled=st.booleans()),
     st.builds(lead.PreVoteReply, term=u64, granted=st.booleans()),
     st.builds(lead.RequestVote, term=u64, generation=generations, since=u64, settled=st.booleans()),
-    st.builds(lead.VoteReply, term=u64, granted=st.booleans(), incarnation=u64, incarnations=incarnations),
+    st.builds(lead.VoteReply, term=u64, granted=st.booleans()),
     st.builds(
         lead.Heartbeat,
         term=u64,
@@ -52,9 +52,12 @@ STORED = st.builds(
 )
 
 
-@given(MESSAGES)
-def test_messages_come_back(message: lead.Message) -> None:
-    assert from_value(codec.decode(codec.encode(to_value(message)))) == message
+LIVES = st.builds(lead.Life, incarnation=u64, incarnations=incarnations)
+
+
+@given(MESSAGES, LIVES)
+def test_messages_come_back(message: lead.Message, life: lead.Life) -> None:
+    assert from_value(codec.decode(codec.encode(to_value(message, life)))) == (message, life)
 
 
 @given(STORED)
@@ -66,8 +69,8 @@ def test_every_message_has_a_kind() -> None:
     assert set(KINDS.values()) == set(lead.Message.__args__)
 
 
-BEAT = to_value(lead.Heartbeat(1, 1, 1, (3,)))
-GOOD = to_value(lead.VoteReply(term=1, granted=True, incarnation=2, incarnations={0: 1, 3: 4}))
+BEAT = to_value(lead.Heartbeat(1, 1, 1, (3,)), lead.Life())
+GOOD = to_value(lead.VoteReply(term=1, granted=True), lead.Life(2, {0: 1, 3: 4}))
 
 
 @pytest.mark.parametrize(
@@ -82,20 +85,20 @@ GOOD = to_value(lead.VoteReply(term=1, granted=True, incarnation=2, incarnations
         {**GOOD, "term": 2**64},
         {**GOOD, "term": True},
         {**GOOD, "granted": 1},
-        {name: value for name, value in GOOD.items() if name != "incarnation"},
+        {name: value for name, value in GOOD.items() if name != "life"},
         {**BEAT, "round": None},
         {**BEAT, "voters": []},
         {**BEAT, "voters": [0]},
         {**BEAT, "voters": [100]},
         {**BEAT, "voters": [5, 4, 3]},
         {**BEAT, "voters": 3},
-        {**to_value(lead.PreVote(1, 1, 0, True)), "settled": None},
-        {**GOOD, "incarnations": {0: 1}},
-        {**GOOD, "incarnations": [[0]]},
-        {**GOOD, "incarnations": [[99, 1]]},
-        {**GOOD, "incarnations": [[3, 1], [0, 1]]},
-        {**GOOD, "incarnations": [[0, 1], [0, 2]]},
-        {**GOOD, "incarnations": [[0, 1]] * 100},
+        {**to_value(lead.PreVote(1, 1, 0, True), lead.Life()), "settled": None},
+        {**GOOD, "lives": {0: 1}},
+        {**GOOD, "lives": [[0]]},
+        {**GOOD, "lives": [[99, 1]]},
+        {**GOOD, "lives": [[3, 1], [0, 1]]},
+        {**GOOD, "lives": [[0, 1], [0, 2]]},
+        {**GOOD, "lives": [[0, 1]] * 100},
     ],
 )
 def test_what_is_no_message_is_refused(value: Any) -> None:

@@ -25,8 +25,8 @@ from magik_proto.machine import RandomSource
 INBOX: Final = 256
 """Messages that wait while something is being stored; at it a message is lost, as on the network. A guess."""
 
-Transmit = Callable[[int, lead.Message], Awaitable[None]]
-"""Sends a message to the replica of an ordinal; swallows what goes wrong with it."""
+Transmit = Callable[[int, lead.Message, lead.Life], Awaitable[None]]
+"""Sends a message to the replica of an ordinal, with the life of ours that says it; swallows what goes wrong with it."""
 
 
 def boot_time() -> float:
@@ -132,9 +132,9 @@ class Election:
             return Standing(self._standing.leader)
         return self._standing
 
-    def receive(self, source: int, message: lead.Message) -> None:
-        """A message of the replica whose connection proved that ordinal."""
-        self._put(lead.MessageReceived(source, message))
+    def receive(self, source: int, message: lead.Message, life: lead.Life) -> None:
+        """A message of the replica whose connection proved that ordinal, and which of its lives says it."""
+        self._put(lead.MessageReceived(source, message, life))
 
     def changed(self, generation: int, voters: int) -> None:
         """The workload's author signed a manifest of a later generation: whoever leads brings it about."""
@@ -157,9 +157,10 @@ class Election:
         self._machine = lead.Leadership(self._ordinal, generation, voters, stored, self._rng, self._config)
         try:
             async with trio.open_nursery() as nursery:
-                await self._carry_out(self._machine.receive(lead.Start(), self._clock()), nursery)
+                machine = self._machine
+                await self._carry_out(machine, machine.receive(lead.Start(), self._clock()), nursery)
                 while True:
-                    await self._turn(self._machine, nursery)
+                    await self._turn(machine, nursery)
         finally:
             self._show(Standing())
 
@@ -170,7 +171,7 @@ class Election:
             event = await self._inbox.receive()
         if event is not None:
             await self._take(machine, event, nursery)
-        await self._carry_out(machine.poll(self._clock()), nursery)
+        await self._carry_out(machine, machine.poll(self._clock()), nursery)
 
     async def _take(
         self, machine: lead.Leadership, event: lead.LeadershipEvent, nursery: trio.Nursery
@@ -180,17 +181,20 @@ class Election:
         except RemoteProtocolError as error:
             self._log.info("message-refused", rule=error.rule, detail=error.detail)
         else:
-            await self._carry_out(outputs, nursery)
+            await self._carry_out(machine, outputs, nursery)
 
-    async def _carry_out(self, outputs: list[lead.LeadershipOutput], nursery: trio.Nursery) -> None:
+    async def _carry_out(
+        self, machine: lead.Leadership, outputs: list[lead.LeadershipOutput], nursery: trio.Nursery
+    ) -> None:
+        life = machine.stored.life
         for output in outputs:
             match output:
                 case lead.Persist(stored, then):
                     await self._storage.write(stored)
                     for send in then:
-                        nursery.start_soon(self._transmit, send.to, send.message)
+                        nursery.start_soon(self._transmit, send.to, send.message, life)
                 case lead.Send(to, message):
-                    nursery.start_soon(self._transmit, to, message)
+                    nursery.start_soon(self._transmit, to, message, life)
                 case lead.LeaderChanged(leader):
                     self._show(Standing(leader, self._standing.token))
                 case lead.LeaseHeld(token, until):

@@ -10,7 +10,7 @@ import random
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import structlog
 import trio
@@ -146,11 +146,11 @@ class LeaderElection:
         if ordinal is None:
             raise CallRefused("not-a-replica", f"no other replica of {self._own.resource} by its pass")
         try:
-            message = from_value(call.body)
+            message, life = from_value(call.body)
         except RemoteProtocolError as error:
             raise CallRefused(error.rule, error.detail) from error
         self._heard[ordinal] = call.peer
-        self._election.receive(ordinal, message)
+        self._election.receive(ordinal, message, life)
 
     def _replica(self, peer: PeerId) -> int | None:
         """The ordinal that a connected peer proved; None for whoever is no other replica of this workload's uid."""
@@ -159,18 +159,18 @@ class LeaderElection:
             return None
         return who.ordinal
 
-    async def _transmit(self, to: int, message: lead.Message) -> None:
+    async def _transmit(self, to: int, message: lead.Message, life: lead.Life) -> None:
         async with trio.open_nursery() as nursery:
             for peer in self.peers_of(to):
-                nursery.start_soon(self._send, to, peer, message)
+                nursery.start_soon(self._send, to, peer, to_value(message, life))
 
-    async def _send(self, to: int, peer: PeerId, message: lead.Message) -> None:
+    async def _send(self, to: int, peer: PeerId, body: dict[str, Any]) -> None:
         if self._flying[peer] >= MAX_FLYING:
             self.lost_messages += 1
             return
         self._flying[peer] += 1
         try:
-            await self._node.call(peer, LEAD, to_value(message), timeout=SEND_S)
+            await self._node.call(peer, LEAD, body, timeout=SEND_S)
         except MeshError as error:
             self.lost_messages += 1
             self._log.debug("message-lost", to=to, peer=str(peer), error=str(error))

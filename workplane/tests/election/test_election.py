@@ -48,11 +48,11 @@ class Group:
         founder = ordinal < self.founders
         begin = lead.new_voter(1, self.founders) if founder else lead.new_learner()
 
-        async def transmit(to: int, message: lead.Message) -> None:
+        async def transmit(to: int, message: lead.Message, life: lead.Life) -> None:
             self.disks[ordinal].done.append(f"sent {type(message).__name__}")
             await trio.sleep(0.01)
             if not {ordinal, to} & self.away and to in self.replicas:
-                self.replicas[to].receive(ordinal, message)
+                self.replicas[to].receive(ordinal, message, life)
 
         election = Election(
             ordinal,

@@ -301,10 +301,10 @@ class Pods:
 
     async def formed(self) -> Pod:
         """The leader of a set in which all have stored that all vote."""
-        await self.until(lambda: all(self._voters(name) == (len(self.pods),) for name in self.pods))
+        await self.until(lambda: all(self.voters(name) == (len(self.pods),) for name in self.pods))
         return await self.leader(20)
 
-    def _voters(self, name: str) -> tuple[int, ...]:
+    def voters(self, name: str) -> tuple[int, ...]:
         try:
             return stored_from_bytes((self.folder / name / "vote").read_bytes()).voters
         except FileNotFoundError:

@@ -9,11 +9,11 @@ import trio
 from pods_support import LEASE_S, stateful
 
 from magik_mesh import RpcFailed
-from magik_proto.leadership_types import PreVote
+from magik_proto.leadership_types import Life, PreVote
 from magik_proto.leadership_wire import to_value
 from workplane.leadership import LEAD
 
-STEP = to_value(PreVote(term=9, generation=1, since=0, settled=True))
+STEP = to_value(PreVote(term=9, generation=1, since=0, settled=True), Life())
 
 
 async def test_three_form_and_another_leads_within_three_leases(tmp_path: Path) -> None:
@@ -68,7 +68,7 @@ async def test_a_replica_that_lost_its_storage_is_let_in_by_the_others(tmp_path:
         await pods.stop(lost)
         (tmp_path / lost / "vote").unlink()
         await pods.start(lost)
-        await pods.until(lambda: (tmp_path / lost / "vote").exists())
+        await pods.until(lambda: pods.voters(lost) == (3,))
         last = next(p for name, p in pods.pods.items() if name not in (lost, leader.name))
         pods.cut = {last.name}
         await trio.sleep(2 * LEASE_S)

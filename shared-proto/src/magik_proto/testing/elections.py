@@ -26,9 +26,13 @@ def peer(ordinal: int) -> PeerId:
     return PeerId(ordinal.to_bytes(32, "big"))
 
 
+TWINS = 1_000
+"""A replica is known by a number: its ordinal, or, of a pod made again while an earlier one lives, that and thousands."""
+
+
 @attrs.define
 class Lease:
-    """When somebody could write, in network time."""
+    """When somebody could write, in network time. `ordinal`: its number, twins being different."""
 
     ordinal: int
     token: lead.Token
@@ -55,26 +59,30 @@ class World:
     leases: list[Lease] = attrs.field(factory=list)
     votes: dict[Vote, dict[int, None]] = attrs.field(factory=dict)  # for whom they were, in order
     lone: bool = False  # there was a manifest of one replica
+    numbers: set[int] = attrs.field(factory=set)  # of the replicas that there are
+    twins: int = 0  # how many times a pod was made again
 
 
 class Replica:
     """A driver in little: it carries the outputs out in order, and may die between writing and sending."""
 
     def __init__(
-        self, ordinal: int, world: World, to_network: Callable[[float], float], rng: SeededRandom,
+        self, number: int, world: World, to_network: Callable[[float], float], rng: SeededRandom,
         config: lead.LeadershipConfig, *, dies: bool = False,
     ) -> None:  # fmt: skip
-        self.ordinal, self.world, self.to_network, self.rng, self.dies = ordinal, world, to_network, rng, dies
+        self.number, self.ordinal = number, number % TWINS
+        self.world, self.to_network, self.rng, self.dies = world, to_network, rng, dies
         self.dead = False
         self.lease: Lease | None = None
-        stored = world.disks.get(ordinal)
-        self.machine = lead.Leadership(ordinal, world.generation, world.voters, stored, rng, config)
+        stored = world.disks.get(number)
+        self.machine = lead.Leadership(self.ordinal, world.generation, world.voters, stored, rng, config)
 
     def start(self, now: float) -> list[Send]:
         return self._carry_out(self.machine.receive(lead.Start(), now), now)
 
     def receive(self, source: PeerId, message: Any, now: float) -> list[Send]:
-        event = lead.MessageReceived(int.from_bytes(source.raw, "big"), message)
+        message, life = message
+        event = lead.MessageReceived(int.from_bytes(source.raw, "big") % TWINS, message, life)
         try:
             return self._carry_out(self.machine.receive(event, now), now) if not self.dead else []
         except RemoteProtocolError:
@@ -100,9 +108,10 @@ class Replica:
                 case lead.Persist(stored, then):
                     if self._dies_writing(stored):
                         return sends
-                    sends += [self._send(send.to, send.message, stored.incarnation) for send in then]
+                    for send in then:
+                        sends += self._send(send.to, send.message, stored)
                 case lead.Send(to, message):
-                    sends.append(self._send(to, message, self.machine.stored.incarnation))
+                    sends += self._send(to, message, self.machine.stored)
                 case lead.LeaseHeld(token, until):
                     self._hold(token, now, until)
                 case lead.LeaseLost():
@@ -115,23 +124,26 @@ class Replica:
         """Write; or die before it is written, or after that and before anything is sent."""
         self.dead = self.dies and below(self.rng, 40) == 0
         if not self.dead or below(self.rng, 2):
-            self.world.disks[self.ordinal] = stored
+            self.world.disks[self.number] = stored
         return self.dead
 
-    def _send(self, to: int, message: lead.Message, incarnation: int) -> Send:
+    def _send(self, to: int, message: lead.Message, stored: lead.Stored) -> list[Send]:
         match message:
             case lead.VoteReply(term, True):
-                self._vote(incarnation, term, to)
+                self._vote(stored.incarnation, term, to)
             case lead.RequestVote(term):
-                self._vote(incarnation, term, self.ordinal)
-        return Send(peer(to), message)
+                self._vote(stored.incarnation, term, self.ordinal)
+        there = [to, *range(to + TWINS, to + TWINS * (self.world.twins + 1), TWINS)]
+        return [
+            Send(peer(number), (message, stored.life)) for number in there if number in self.world.numbers
+        ]
 
     def _vote(self, incarnation: int, term: int, candidate: int) -> None:
         self.world.votes.setdefault(Vote(self.ordinal, incarnation, term), {})[candidate] = None
 
     def _hold(self, token: lead.Token, now: float, until: float) -> None:
         if self.lease is None or self.lease.token != token:
-            self.lease = Lease(self.ordinal, token, self.to_network(now), 0.0)
+            self.lease = Lease(self.number, token, self.to_network(now), 0.0)
             self.world.leases.append(self.lease)
         self.lease.end = self.to_network(until)
 
@@ -148,27 +160,38 @@ class Schedule:
         self.network: Network[Replica] = Network(seed, BAD)
         self.drift = drift
         for ordinal in range(voters):
-            self.world.disks[ordinal] = lead.new_voter(1, voters)
-            self.add(ordinal)
+            self.begin(ordinal, lead.new_voter(1, voters))
 
-    def add(self, ordinal: int) -> None:
+    def begin(self, ordinal: int, stored: lead.Stored) -> None:
+        """A new ordinal's first pod, with what its disk holds."""
+        self.world.disks[ordinal] = stored
+        self.add(ordinal)
+
+    def add(self, number: int) -> None:
         skew = 1000 * self.rng.random()
         drift = self.drift * (2 * self.rng.random() - 1)
+        self.world.numbers.add(number)
 
         def build() -> Replica:
             rng = SeededRandom(self.rng.getrandbits(64))
             return Replica(
-                ordinal, self.world, lambda at: (at - skew) / (1 + drift), rng, self.config, dies=True
+                number, self.world, lambda at: (at - skew) / (1 + drift), rng, self.config, dies=True
             )
 
-        self.network.add(peer(ordinal), build, skew_s=skew, drift=drift)
+        self.network.add(peer(number), build, skew_s=skew, drift=drift)
 
     @property
     def ordinals(self) -> range:
-        return range(len(self.network.peers))
+        return range(max(number % TWINS for number in self.world.numbers) + 1)
+
+    @property
+    def numbers(self) -> list[int]:
+        """Of all replicas that there are."""
+        return sorted(self.world.numbers)
 
     def one(self) -> int:
-        return below(self.rng, len(self.ordinals))
+        numbers = self.numbers
+        return numbers[below(self.rng, len(numbers))]
 
     def disturb(self) -> None:
         """One of the things that happen."""
@@ -184,7 +207,7 @@ class Schedule:
         ][below(self.rng, 8)]()
 
     def part(self) -> None:
-        self.network.partition([peer(o) for o in self.ordinals if below(self.rng, 2)])
+        self.network.partition([peer(n) for n in self.numbers if below(self.rng, 2)])
 
     def heal(self) -> None:
         self.network.heal()
@@ -199,9 +222,14 @@ class Schedule:
 
     def lose_disk(self) -> None:
         ordinal = self.one()
-        if all(o in self.world.disks for o in self.ordinals):
+        if all(self.joined(n) for n in self.numbers):
             del self.world.disks[ordinal]
             self.restart(ordinal)
+
+    def joined(self, number: int) -> bool:
+        """Whether it has a disk, and is not waiting to be let in."""
+        stored = self.world.disks.get(number)
+        return stored is not None and not (stored.incarnation and not stored.voters)
 
     def rescale(self) -> None:
         if below(self.rng, 4) == 0:
@@ -209,8 +237,7 @@ class Schedule:
             self.world.voters = min(7, max(1, self.world.voters + below(self.rng, 3) - 1))
             self.world.lone |= self.world.voters == 1
             for ordinal in range(len(self.ordinals), self.world.voters):
-                self.world.disks[ordinal] = lead.new_learner()
-                self.add(ordinal)
+                self.begin(ordinal, lead.new_learner())
 
     def spread(self) -> None:
         self.network.act(peer(self.one()), lambda replica, now: replica.learn(now))
@@ -224,11 +251,11 @@ class Schedule:
     def settle(self) -> Replica | None:
         """All is well for a while: who leads then?"""
         self.network.heal()
-        for ordinal in self.ordinals:
+        for ordinal in self.numbers:
             # It may die in its first write, too.
             while (replica := self.network.actor(peer(ordinal))) is None or replica.dead:
                 self.restart(ordinal)
-        for ordinal in self.ordinals:
+        for ordinal in self.numbers:
             replica = self.network.actor(peer(ordinal))
             assert replica is not None
             replica.dies = False
@@ -241,6 +268,54 @@ class Schedule:
         """A lone voter that lost its disk does not come back: nobody else knows what it promised."""
         first = self.network.actor(peer(0))
         return self.world.lone and first is not None and first.machine.role is lead.Role.RECOVERING
+
+
+class Twins(Schedule):
+    """Pods that are held for lost are made again elsewhere, with empty disks, and both go on; at some time one goes.
+
+    One founder begins: all others let themselves be let in, as agents do.
+    """
+
+    def begin(self, ordinal: int, stored: lead.Stored) -> None:
+        if ordinal == 0:
+            self.world.lone = True
+            self.world.disks[0] = lead.new_voter(0, 1)
+        self.add(ordinal)
+
+    def disturb(self) -> None:
+        if below(self.rng, 3):
+            super().disturb()
+        elif below(self.rng, 2):
+            self.twin()
+        else:
+            self.part_twins()
+
+    def twin(self) -> None:
+        """A pod more of some ordinal, if that has one only."""
+        ordinal = self.one() % TWINS
+        if sum(number % TWINS == ordinal for number in self.numbers) == 1:
+            self.world.twins += 1
+            self.add(ordinal + self.world.twins * TWINS)
+
+    def part_twins(self) -> None:
+        """Of two of one ordinal one ends for good."""
+        numbers = self.numbers
+        twins = [n for n in numbers if sum(n % TWINS == other % TWINS for other in numbers) > 1]
+        if twins:
+            self.end(twins[below(self.rng, len(twins))])
+
+    def end(self, number: int) -> None:
+        if self.network.actor(peer(number)) is not None:
+            self.network.crash(peer(number))
+        self.world.numbers.discard(number)
+        self.world.disks.pop(number, None)
+
+    def settle(self) -> Replica | None:
+        for number in self.numbers:
+            twins = [n for n in self.numbers if n % TWINS == number % TWINS]
+            if len(twins) > 1:
+                self.end(twins[below(self.rng, len(twins))])
+        return super().settle()
 
 
 def voters_of(seed: int) -> int:
