@@ -73,7 +73,7 @@ class State:
     generation: int
     replicas: int
     disposed: bool = False
-    stopping: bool = False
+    terminating: bool = False
     services: tuple[Mapping[str, Any], ...] = ()
     revocations: Revocations | None = field(default=None, repr=False)
     bootstrap: tuple[BootstrapPeer, ...] = ()
@@ -89,7 +89,7 @@ class State:
             generation=fields.one("generation", whole),
             replicas=fields.one("replicas", whole),
             disposed=fields.maybe("disposed", boolean) or False,
-            stopping=fields.maybe("stopping", boolean) or False,
+            terminating=fields.maybe("terminating", boolean) or False,
             services=fields.list("services", mapping),
             revocations=fields.maybe("revocations", revocations),
             bootstrap=fields.list("bootstrap", bootstrap),

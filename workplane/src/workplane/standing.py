@@ -36,13 +36,14 @@ class Standing:
         self._failing: dict[str, trio.CancelScope] = {}
         self._news = trio.Event()
         self._nursery: trio.Nursery | None = None
+        self._terminating = False
         self.restarts = 0
         self.health = self._make_health(pod)
 
     @property
     def ready(self) -> bool:
-        """Whether the pod may be sent traffic."""
-        return self.health is not None and self.health.ready
+        """Whether the pod may be sent traffic: not any more once it is being stopped."""
+        return self.health is not None and self.health.ready and not self._terminating
 
     @property
     def healthy(self) -> bool:
@@ -51,6 +52,7 @@ class Standing:
 
     def take(self, state: State) -> None:
         """The machine says which containers run."""
+        self._terminating = state.terminating
         for name in sorted(self._running.keys() - state.containers.keys()):
             del self._running[name]
             self._settled(name)

@@ -27,7 +27,7 @@ from magik_proto import signing
 from magik_proto.identity import Identity, PeerId
 from magik_proto.invites import RootKey
 from magik_proto.messages import Award, ResourceId
-from magik_proto.passes import issue_pass
+from magik_proto.passes import MAX_PASS_LIFE_MS, issue_pass
 from magik_proto.wire import encode_message
 
 ROOT, OWNER, MACHINE = RootKey.generate(), Identity.generate(), Identity.generate()
@@ -52,7 +52,7 @@ def award_of(resource: ResourceId, uid: UUID = UID, machine: Identity = MACHINE,
         ordinals=changes.pop("ordinals", ()),
         manifest_digest=bytes(32),
         sealed_digest=bytes(32),
-        timestamp=wall_ms(),
+        timestamp=changes.pop("now"),
         nonce=1,
     )
     return encode_message(signing.sign(made, OWNER))
@@ -60,21 +60,22 @@ def award_of(resource: ResourceId, uid: UUID = UID, machine: Identity = MACHINE,
 
 def pass_of(key: PeerId, name: str, resource: ResourceId = WEB, **changes: Any) -> bytes:
     """A pass as an honest machine would sign it."""
-    root = changes.pop("root", ROOT)
-    now = wall_ms()
+    root, life_ms = changes.pop("root", ROOT), changes.pop("life_ms", MAX_PASS_LIFE_MS)
+    now = changes.pop("now", wall_ms())
     ordinal = int(name.rpartition("-")[2]) if resource.kind == "StatefulSet" else None
     if ordinal is not None:
         changes.setdefault("ordinals", (ordinal,))
         changes.setdefault("replicas", 1)
     return issue_pass(
         MACHINE,
-        award_of(resource, **changes),
+        award_of(resource, now=now, **changes),
         root.invite(now).accept(OWNER, now).encode(),
         pod=key,
         pod_uid=UUID(int=hash(name) % (1 << 100)),
         pod_name=name,
         ordinal=ordinal,
         now_ms=now,
+        life_ms=life_ms,
     )
 
 
