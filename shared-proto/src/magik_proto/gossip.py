@@ -63,7 +63,7 @@ from magik_proto.gossip_types import (
     Validated,
     Verdict,
 )
-from magik_proto.gossip_wants import Wants, Worth
+from magik_proto.gossip_wants import NO_WORTH, Wants, Worth
 from magik_proto.identity import PeerId
 from magik_proto.machine import RandomSource
 
@@ -385,12 +385,13 @@ class Gossip:
             return []
         keys = dict.fromkeys(key for topic, ids in told if topic in self._meshes for key in ids)
         room = min(MAX_IDS, self._config.max_asked - known.asked)
-        worth = self._worth(peer, now)
+        unseen = [key for key in keys if key not in self._seen]
+        worth = self._worth(peer, now) if unseen else NO_WORTH
         lacking: list[bytes] = []
-        for key in keys:
+        for key in unseen:
             if len(lacking) >= room:
                 break
-            if key not in self._seen and self._wants.told(key, peer, now, worth):
+            if self._wants.told(key, peer, now, worth):
                 lacking.append(key)
         known.asked += len(lacking)
         return [_send(peer, Frame(iwant=tuple(lacking)))] if lacking else []
@@ -438,10 +439,11 @@ class Gossip:
             # Who came into the mesh since the last beat did not get what came before.
             if peer in behind or mesh.get(peer, 0.0) > self._beat_at:
                 told.append(peer)
-            elif peer not in mesh and self._may_gossip(peer, now):
+            elif peer not in mesh:
                 others.append(peer)
+        told += [peer for peer in self._in_turn(others) if self._may_gossip(peer, now)]
         frame = to_value(Frame(ihave=((topic, tuple(ids)),)))
-        return [SendFrame(peer, frame) for peer in [*told, *self._in_turn(others)]]
+        return [SendFrame(peer, frame) for peer in told]
 
     def _in_turn(self, others: list[PeerId]) -> list[PeerId]:
         """Whose turn it is to hear ids: all, or where they are many, each once while a message is told of."""

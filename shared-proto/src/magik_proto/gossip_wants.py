@@ -13,6 +13,7 @@ REPEAT_S = 1.0  # a peer that tells an id again is asked for it again after so l
 
 Worth = tuple[float, float]
 """What a peer's word is worth: how often it was of use rather than not, and its score."""
+NO_WORTH: Worth = (0.0, 0.0)
 
 
 @attrs.define
@@ -50,7 +51,7 @@ class Wants:
         """When to call `tick`: there may be something to do."""
         return self._due
 
-    def told(self, key: bytes, peer: PeerId, now: float, worth: Worth = (0.0, 0.0)) -> bool:
+    def told(self, key: bytes, peer: PeerId, now: float, worth: Worth = NO_WORTH) -> bool:
         """A peer says to have a message; whether to ask it now, which is taken as done."""
         want = self._wants.get(key)
         if want is not None and peer in want.asked:
