@@ -82,10 +82,9 @@ class State:
     def of(cls, value: object) -> State:
         """Raises `AnswerError`."""
         fields = Fields(value)
-        containers = fields.one("containers", mapping)
         return cls(
             version=fields.one("version", whole),
-            containers={name: text(id) for name, id in containers.items()},
+            containers=fields.one("containers", texts),
             generation=fields.one("generation", whole),
             replicas=fields.one("replicas", whole),
             disposed=fields.maybe("disposed", boolean) or False,
@@ -151,6 +150,10 @@ def text(value: object) -> str:
     if not isinstance(value, str):
         raise AnswerError("expected text")
     return value
+
+
+def texts(value: object) -> Mapping[str, str]:
+    return {name: text(item) for name, item in mapping(value).items()}
 
 
 def boolean(value: object) -> bool:
