@@ -21,6 +21,7 @@ NSSWITCH = b"hosts: files dns\n"
 EMPTY = ("dev", "etc", "proc", "run", "sys")
 
 # Of the standard library: what is for developers, terminals, mail and screens, and what needs libraries that are not here.
+# Without _hashlib Python's own hashes are used, as fast on what an agent hashes, and libcrypto (4 MiB) stays unloaded.
 _STDLIB_OUT = """
 __phello__ antigravity.py idlelib lib2to3 pydoc.py pydoc_data test this.py tkinter turtle.py turtledemo unittest doctest.py
 distutils ensurepip venv zipapp.py tabnanny.py pyclbr.py trace.py pdb.py cProfile.py profile.py pstats.py config-3.11-*
@@ -28,9 +29,9 @@ curses dbm sqlite3 wsgiref xmlrpc xml imaplib.py nntplib.py poplib.py smtplib.py
 cgitb.py aifc.py sunau.py chunk.py wave.py sndhdr.py imghdr.py xdrlib.py uu.py crypt.py pipes.py msilib ctypes/test
 ctypes/macholib plistlib.py zoneinfo sitecustomize.py _pydecimal.py _pyio.py rlcompleter.py
 lib-dynload/_test* lib-dynload/xx* lib-dynload/_xx* lib-dynload/_ctypes_test* lib-dynload/_codecs_*
-lib-dynload/_multibytecodec* lib-dynload/readline* lib-dynload/_curses* lib-dynload/_dbm* lib-dynload/_sqlite3*
-lib-dynload/_crypt* lib-dynload/nis* lib-dynload/ossaudiodev* lib-dynload/audioop* lib-dynload/_zoneinfo* encodings/big5*
-lib-dynload/_lsprof* encodings/cp9[345]* encodings/euc_* encodings/gb* encodings/hz.py encodings/iso2022* encodings/johab.py
+lib-dynload/_multibytecodec* lib-dynload/_hashlib* lib-dynload/readline* lib-dynload/_curses* lib-dynload/_dbm*
+lib-dynload/_sqlite3* lib-dynload/_crypt* lib-dynload/nis* lib-dynload/ossaudiodev* lib-dynload/audioop* lib-dynload/_zoneinfo*
+encodings/big5* lib-dynload/_lsprof* encodings/cp9[345]* encodings/euc_* encodings/gb* encodings/hz.py encodings/iso2022* encodings/johab.py
 encodings/shift_*
 """.split()  # noqa: SIM905 - a table
 # Of wheels: sources of what is compiled, types, tests, and what needs a compiler, HTTP/3, asyncio, or the extra `native`.
