@@ -23,24 +23,24 @@ EMPTY = ("dev", "etc", "proc", "run", "sys")
 # Of the standard library: what is for developers, terminals, mail and screens, and what needs libraries that are not here.
 # Without _hashlib Python's own hashes are used, as fast on what an agent hashes, and libcrypto (4 MiB) stays unloaded.
 _STDLIB_OUT = """
-__phello__ antigravity.py idlelib lib2to3 pydoc.py pydoc_data test this.py tkinter turtle.py turtledemo unittest doctest.py
-distutils ensurepip venv zipapp.py tabnanny.py pyclbr.py trace.py pdb.py cProfile.py profile.py pstats.py config-3.11-*
-curses dbm sqlite3 wsgiref xmlrpc xml imaplib.py nntplib.py poplib.py smtplib.py telnetlib.py ftplib.py mailbox.py cgi.py
-cgitb.py aifc.py sunau.py chunk.py wave.py sndhdr.py imghdr.py xdrlib.py uu.py crypt.py pipes.py msilib ctypes/test
-ctypes/macholib plistlib.py zoneinfo sitecustomize.py _pydecimal.py _pyio.py rlcompleter.py
+__phello__ antigravity.py idlelib lib2to3 pydoc.py pydoc_data test this.py tkinter turtle.py turtledemo unittest
+doctest.py distutils ensurepip venv zipapp.py tabnanny.py pyclbr.py trace.py pdb.py cProfile.py profile.py pstats.py
+config-3.11-* curses dbm sqlite3 wsgiref xmlrpc xml imaplib.py nntplib.py poplib.py smtplib.py telnetlib.py ftplib.py
+mailbox.py cgi.py cgitb.py aifc.py sunau.py chunk.py wave.py sndhdr.py imghdr.py xdrlib.py uu.py crypt.py pipes.py
+msilib ctypes/test ctypes/macholib plistlib.py zoneinfo sitecustomize.py _pydecimal.py _pyio.py rlcompleter.py
 lib-dynload/_test* lib-dynload/xx* lib-dynload/_xx* lib-dynload/_ctypes_test* lib-dynload/_codecs_*
 lib-dynload/_multibytecodec* lib-dynload/_hashlib* lib-dynload/readline* lib-dynload/_curses* lib-dynload/_dbm*
-lib-dynload/_sqlite3* lib-dynload/_crypt* lib-dynload/nis* lib-dynload/ossaudiodev* lib-dynload/audioop* lib-dynload/_zoneinfo*
-encodings/big5* lib-dynload/_lsprof* encodings/cp9[345]* encodings/euc_* encodings/gb* encodings/hz.py encodings/iso2022* encodings/johab.py
-encodings/shift_*
+lib-dynload/_sqlite3* lib-dynload/_crypt* lib-dynload/nis* lib-dynload/ossaudiodev* lib-dynload/audioop*
+lib-dynload/_zoneinfo* encodings/big5* lib-dynload/_lsprof* encodings/cp9[345]* encodings/euc_* encodings/gb*
+encodings/hz.py encodings/iso2022* encodings/johab.py encodings/shift_*
 """.split()  # noqa: SIM905 - a table
 # Of wheels: sources of what is compiled, types, tests, and what needs a compiler, HTTP/3, asyncio, or the extra `native`.
 _SITE_OUT = """
-*.c *.h *.pyi *.pyx *.rs py.typed */tests/* */_tests/* trio/testing/* trio/_tools/* structlog/twisted.py cffi/* pycparser/*
-cffi-* pycparser-* pylsqpack* aioquic/h0/* aioquic/h3/connection.py aioquic/asyncio/* cattrs/preconf/* cbor2/tool.py
-*.dist-info/RECORD *.dist-info/WHEEL *.dist-info/INSTALLER *.dist-info/REQUESTED *.dist-info/entry_points.txt
-*.dist-info/top_level.txt *.dist-info/sboms/*
-magik_proto/testing/* magik_mesh/simulation/* magik_mesh/testing*.py trio_quic/testing.py trio_quic/native*.py
+*.c *.h *.pyi *.pyx *.rs py.typed */tests/* */_tests/* trio/testing/* trio/_tools/* structlog/twisted.py cffi/*
+pycparser/* cffi-* pycparser-* pylsqpack* aioquic/h0/* aioquic/h3/connection.py aioquic/asyncio/* cattrs/preconf/*
+cbor2/tool.py *.dist-info/RECORD *.dist-info/WHEEL *.dist-info/INSTALLER *.dist-info/REQUESTED
+*.dist-info/entry_points.txt *.dist-info/top_level.txt *.dist-info/sboms/* magik_proto/testing/*
+magik_mesh/simulation/* magik_mesh/testing*.py trio_quic/testing.py trio_quic/native*.py
 """.split()  # noqa: SIM905 - a table
 
 
