@@ -39,8 +39,15 @@ class _Container:
 class Health:
     """All containers of a pod. Tell it which of them run; it tells `tell` which are started, ready, or to be restarted."""
 
-    def __init__(self, pod: Mapping[str, Any], execute: Execute, tell: Tell) -> None:
-        """``pod`` is the v1 Pod. Raises `workplane.probes.ProbeError`."""
+    def __init__(
+        self,
+        pod: Mapping[str, Any],
+        execute: Execute,
+        tell: Tell,
+        failed: Callable[[str, str], None] = lambda name, message: None,
+    ) -> None:
+        """``pod`` is the v1 Pod; ``failed`` hears of each check that was not well. Raises `workplane.probes.ProbeError`."""
+        self._failed = failed
         self.counts: dict[
             tuple[str, str, bool], int
         ] = {}  # checks by container, probe, and whether it was well
@@ -101,6 +108,8 @@ class Health:
         counted = (container.name, kind.value.removesuffix("Probe"), result.well)
         self.counts[counted] = self.counts.get(counted, 0) + 1
         message = result.message[:MESSAGE_LENGTH]
+        if not result.well and run == container.run:
+            self._failed(container.name, f"{counted[1].capitalize()} probe failed: {message}")
         self._say(container, container.probes.result(kind, run, result.well, message, trio.current_time()))
         container.wake()
 

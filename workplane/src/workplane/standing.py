@@ -31,6 +31,7 @@ class Standing:
         self._told = told
         self._log = structlog.get_logger(part="health")
         self._containers: dict[str, Changed] = {}
+        self._messages: dict[str, str] = {}
         self._leader: Mapping[str, int] | None = None
         self._running: dict[str, str] = {}
         self._failing: dict[str, trio.CancelScope] = {}
@@ -95,7 +96,7 @@ class Standing:
 
     def _make_health(self, pod: Mapping[str, Any]) -> Health | None:
         try:
-            return Health(pod, self._execute, self._hear)
+            return Health(pod, self._execute, self._hear, self._failed)
         except ProbeError as error:
             self._log.error("pod-never-ready", error=str(error), advice="correct the probe in the manifest")
             return None
@@ -112,11 +113,19 @@ class Standing:
     def _hear(self, name: str, output: Output) -> None:
         if isinstance(output, Changed):
             self._containers[name] = output
+            if output.ready:
+                self._messages.pop(name, None)
             self._news.set()
         else:
             self._log.warning("restart", container=name, reason=output.reason)
             self._ask_restart(name, output.reason)
         self._told(self.ready, self.healthy)
+
+    def _failed(self, name: str, message: str) -> None:
+        """For the machine to show; the same once more is no news."""
+        if self._messages.get(name) != message:
+            self._messages[name] = message
+            self._news.set()
 
     def _ask_restart(self, name: str, reason: str) -> None:
         self.restarts += 1
@@ -145,8 +154,11 @@ class Standing:
             await self._news.wait()
 
     def _status(self) -> dict[str, Any]:
-        containers = {
+        containers: dict[str, dict[str, Any]] = {
             name: {"ready": standing.ready, "started": standing.started}
             for name, standing in sorted(self._containers.items())
         }
+        for name, message in self._messages.items():
+            if name in containers:
+                containers[name]["message"] = message
         return {"containers": containers, "agent": self._agent, "leader": self._leader}

@@ -57,11 +57,12 @@ class FakeMachine(Machine):
 @define(eq=False)
 class Pod:
     machine: Script
+    probe: str = "livenessProbe"
     told: list[tuple[bool, bool]] = field(factory=list)
     standing: Standing = field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        spec = {"containers": [{"name": "app", "livenessProbe": PROBE}]}
+        spec = {"containers": [{"name": "app", self.probe: PROBE}]}
         peer = Identity.generate().peer_id
         self.standing = Standing(
             {"spec": spec},
@@ -77,8 +78,8 @@ class Pod:
 
 
 @asynccontextmanager
-async def pod_of(**machine: Any) -> AsyncIterator[Pod]:
-    pod = Pod(Script(**machine))
+async def pod_of(probe: str = "livenessProbe", **machine: Any) -> AsyncIterator[Pod]:
+    pod = Pod(Script(**machine), probe)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(pod.standing.run)
         await trio.sleep(0.1)
@@ -135,6 +136,21 @@ async def test_a_container_that_runs_anew_by_itself_is_not_restarted_again(
         pod.state("2")
         await trio.sleep(30)
         assert pod.machine.restarts == [] and pod.told[-1] == (True, True)
+
+
+async def test_the_machine_hears_why_a_container_is_not_ready(autojump_clock: MockClock) -> None:
+    async with pod_of(probe="readinessProbe", well=False) as pod:
+        pod.state("1")
+        await trio.sleep(20)
+        (told,) = [s for s in pod.machine.statuses if "message" in s["containers"].get("app", {})]
+        assert told["containers"]["app"] == {
+            "ready": False,
+            "started": True,
+            "message": "Readiness probe failed: exit code 1",
+        }
+        pod.machine.well = True
+        await trio.sleep(5)
+        assert pod.machine.statuses[-1]["containers"]["app"] == {"ready": True, "started": True}
 
 
 async def test_a_pod_that_is_being_stopped_is_not_ready(autojump_clock: MockClock) -> None:
