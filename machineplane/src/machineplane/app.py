@@ -26,11 +26,12 @@ from machineplane.agentdesk import ZONE, AgentDesk
 from machineplane.backend import FabricBackend
 from machineplane.config import Config
 from machineplane.fabric.disposals import Disposals
+from machineplane.fabric.endpoints import Endpoints
 from machineplane.fabric.events import Events
 from machineplane.fabric.follow import Follower
 from machineplane.fabric.guardian import Guardian, Outcome
 from machineplane.fabric.holdings import Holdings, HoldingsFull
-from machineplane.fabric.manifests import Manifest
+from machineplane.fabric.manifests import Manifest, Object
 from machineplane.fabric.nodes import Host, node_labels, node_object
 from machineplane.fabric.objects import render
 from machineplane.fabric.pods import DeployError, Marks, PodKeeper, PodState
@@ -39,7 +40,7 @@ from machineplane.fabric.services import Services
 from machineplane.fabric.sessions import ATTACH, EXEC, Sessions
 from machineplane.fabric.table import Table
 from machineplane.fabric.tombstones import Tombstones
-from machineplane.fabric.view import View
+from machineplane.fabric.view import ObjectKey, View
 from machineplane.imagepeers import ImagePeers
 from machineplane.keys import Credentials
 from machineplane.kubeapi.auth import load_credentials as load_api_credentials
@@ -133,9 +134,10 @@ class Machine:
         clock = HybridClock(wall_ms)
         self.table = Table(clock.now)
         self.view = View(own, clock)
-        self.view.render = lambda group: render(self.view, group)
+        self.view.render = self._render
         self.view.on_change = self._view_changed
         self.services = Services(self.view)
+        self.endpoints = Endpoints(self.view, self.services)
         self.references = references
         references.known = self.view
         self.holdings = Holdings()
@@ -360,12 +362,17 @@ class Machine:
     def _alive(self) -> tuple[PeerId, ...]:
         return (self.node.id, *(info.id for info in self.node.peers() if info.connected))
 
+    def _render(self, group: str) -> Mapping[ObjectKey, Object]:
+        derived = group.startswith("endpoints/")
+        return self.endpoints.render(group) if derived else render(self.view, group)
+
     def _view_changed(self, group: str) -> None:
         self.backend.view_changed()
         kind, _, ident = group.partition("/")
         if kind == "workload":
             self.guardian.wake(ident)
         if namespace := self.services.changed(group):
+            self.view.refresh(self.endpoints.changed(group, namespace))
             self._tell_agents(namespace)
 
     def _tell_agents(self, namespace: str | None) -> None:

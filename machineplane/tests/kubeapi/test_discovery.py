@@ -42,14 +42,18 @@ async def test_legacy_discovery(client):
 
 
 async def test_openapi(client):
-    for path in (await client("GET", "/openapi/v3")).body["paths"].values():
-        document = (await client("GET", path["serverRelativeURL"])).body
+    documents = {}
+    for name, path in (await client("GET", "/openapi/v3")).body["paths"].items():
+        documents[name] = document = (await client("GET", path["serverRelativeURL"])).body
         schemas = document["components"]["schemas"]
         for item in document["paths"].values():
             assert item
         references = str(document).count("#/components/schemas/")
         assert references and all("properties" in schema for schema in schemas.values())
-    patch = document["paths"]["/apis/apps/v1/namespaces/{namespace}/deployments/{name}"]["patch"]
+    assert set(documents) == {"api/v1", "apis/apps/v1", "apis/discovery.k8s.io/v1"}
+    patch = documents["apis/apps/v1"]["paths"]["/apis/apps/v1/namespaces/{namespace}/deployments/{name}"][
+        "patch"
+    ]
     assert "fieldValidation" in {parameter["name"] for parameter in patch["parameters"]}
     two = await client(
         "GET", "/openapi/v2", Accept="application/com.github.proto-openapi.spec.v2@v1.0+protobuf"

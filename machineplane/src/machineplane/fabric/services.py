@@ -9,7 +9,7 @@ from typing import Any
 from attrs import define, field, frozen
 
 from machineplane.fabric.manifests import Object
-from machineplane.fabric.view import ObjectKey, View
+from machineplane.fabric.view import ObjectKey, PodEntry, View
 
 AGENT = "magik.io/agent"
 """A pod's annotation: ``PEER@IP:PORT`` of its agent, as other machines reach it."""
@@ -105,6 +105,19 @@ class Services:
         names = sorted(w.service for w in self._groups(namespace) if w.service)
         found = [service for name in names if (service := self.named(namespace, name)) is not None]
         return [s for s in found if (selector := selector_of(s)) and selects(selector, labels)]
+
+    def pods(self, namespace: str) -> Iterator[PodEntry]:
+        """All pods of a namespace."""
+        for group in self._uids(namespace):
+            yield from self._view.pods_of(group)
+
+    def touched(self, namespace: str) -> int:
+        """The stamp of the newest fact of a namespace's workloads; 0 if there are none."""
+        return max((self._view.touched.get(uid, 0) for uid in self._uids(namespace)), default=0)
+
+    def _uids(self, namespace: str) -> list[str]:
+        space = self._spaces.get(namespace)
+        return [group.partition("/")[2] for group in space.groups] if space else []
 
     def agents(self, namespace: str) -> dict[str, str]:
         """``PEER@IP:PORT`` of all agents that told of themselves, by their pods' uids."""

@@ -132,6 +132,33 @@ def _service_ports(obj: Object, now: float) -> Cell:
     return ",".join(f"{port.get('port')}/{port.get('protocol')}" for port in ports) or "<none>"
 
 
+_SHOWN: Final = 3  # as Kubernetes has it
+
+
+def _some(texts: list[str]) -> str:
+    more = f" + {len(texts) - _SHOWN} more..." if len(texts) > _SHOWN else ""
+    return ",".join(texts[:_SHOWN]) + more or "<none>"
+
+
+def _endpoints(obj: Object, now: float) -> Cell:
+    found = []
+    for subset in obj.get("subsets") or ():
+        addresses = [address["ip"] for address in subset.get("addresses") or ()]
+        ports = [f":{port['port']}" for port in subset.get("ports") or ()]
+        found += [address + port for port in ports or [""] for address in addresses]
+    return _some(found)
+
+
+def _slice_ports(obj: Object, now: float) -> Cell:
+    return (
+        _some([str(port.get("port")) for port in obj.get("ports") or ()]) if obj.get("ports") else "<unset>"
+    )
+
+
+def _slice_addresses(obj: Object, now: float) -> Cell:
+    return _some([address for one in obj.get("endpoints") or () for address in one.get("addresses") or ()])
+
+
 def _service_selector(obj: Object, now: float) -> Cell:
     selector = (obj.get("spec") or {}).get("selector") or {}
     return ",".join(f"{key}={value}" for key, value in sorted(selector.items())) or "<none>"
@@ -210,6 +237,14 @@ COLUMNS: Final[Mapping[str, tuple[Column, ...]]] = MappingProxyType(
             Column("Port(s)", _service_ports, description="The service's ports."),
             AGE,
             Column("Selector", _service_selector, priority=1),
+        ),
+        "Endpoints": (NAME, Column("Endpoints", _endpoints, description="Ready addresses and ports."), AGE),
+        "EndpointSlice": (
+            NAME,
+            Column("AddressType", _plain("addressType")),
+            Column("Ports", _slice_ports),
+            Column("Endpoints", _slice_addresses),
+            AGE,
         ),
         "ServiceAccount": (NAME, Column("Secrets", _data_count("secrets")), AGE),
         "Namespace": (NAME, Column("Status", _status("phase", "Active")), AGE),

@@ -16,7 +16,7 @@ from typing import Final
 
 from attrs import frozen
 
-FILES: Final = ("meta", "core", "pods", "volumes", "apps", "reviews")
+FILES: Final = ("meta", "core", "pods", "volumes", "apps", "discovery", "reviews")
 
 
 @frozen
@@ -77,6 +77,7 @@ PACKAGES: Final[Mapping[str, str]] = MappingProxyType(
         "v1": "core",
         "apps/v1": "apps",
         "autoscaling/v1": "autoscaling",
+        "discovery.k8s.io/v1": "discovery",
         "authentication.k8s.io/v1": "authentication",
         "authorization.k8s.io/v1": "authorization",
     }

@@ -205,6 +205,27 @@ SERVICE: Final = Kind(
     subresources=(Subresource("status", "Service", ("get",), "", "v1"),),
     schema="core.Service",
 )
+ENDPOINTS: Final = Kind(
+    group="",
+    version="v1",
+    kind="Endpoints",
+    plural="endpoints",
+    singular="endpoints",
+    namespaced=True,
+    verbs=READ,
+    short_names=("ep",),
+    schema="core.Endpoints",
+)
+ENDPOINT_SLICE: Final = Kind(
+    group="discovery.k8s.io",
+    version="v1",
+    kind="EndpointSlice",
+    plural="endpointslices",
+    singular="endpointslice",
+    namespaced=True,
+    verbs=READ,
+    schema="discovery.EndpointSlice",
+)
 SERVICE_ACCOUNT: Final = Kind(
     group="",
     version="v1",
@@ -220,6 +241,7 @@ SERVICE_ACCOUNT: Final = Kind(
 #: Everything served, in the order in which ``kubectl api-resources`` and ``kubectl get all`` show it.
 KINDS: Final[tuple[Kind, ...]] = (
     CONFIG_MAP,
+    ENDPOINTS,
     EVENT,
     NAMESPACE,
     NODE,
@@ -230,6 +252,7 @@ KINDS: Final[tuple[Kind, ...]] = (
     DEPLOYMENT,
     REPLICA_SET,
     STATEFUL_SET,
+    ENDPOINT_SLICE,
 )
 
 
