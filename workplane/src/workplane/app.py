@@ -33,7 +33,7 @@ from workplane.clock import wall_ms
 from workplane.config import Config
 from workplane.credentials import Credentials
 from workplane.discovery import Discovery
-from workplane.ending import DISPOSED, Ending, watch_signals
+from workplane.ending import DISPOSED, Ending, end_with_pass, watch_signals
 from workplane.feed import Feed
 from workplane.healing import Wanted
 from workplane.inbound import MAX_OF_PEER
@@ -266,6 +266,8 @@ class Agent:
             await nursery.start(self.discovery.run)
             nursery.start_soon(serve_names, traffic.lookup, self.config.dns_addr)
             nursery.start_soon(self.standing.run)
+            if self.origin.passport is not None:
+                nursery.start_soon(end_with_pass, self.ending, self.origin.passport.shown)
             self._follow_machine(nursery)
             if self.replicas is not None:
                 nursery.start_soon(self.replicas.run)

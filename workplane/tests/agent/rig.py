@@ -92,6 +92,7 @@ class PodApi:
     token: str = "a token of this pod"
     state: dict[str, Any] = field(factory=dict)
     key: PeerId | None = None
+    life_ms: int = MAX_PASS_LIFE_MS
     services: dict[str, dict[str, Any]] = field(factory=dict)
     statuses: list[dict[str, Any]] = field(factory=list)
     restarts: list[tuple[str, str]] = field(factory=list)
@@ -208,7 +209,7 @@ class PodApi:
             "annotations": self.annotations,
         }
         return 200, {
-            "pass": base64.b64encode(pass_of(key, self.name, self.resource)).decode(),
+            "pass": base64.b64encode(pass_of(key, self.name, self.resource, life_ms=self.life_ms)).decode(),
             "root": str(ROOT.peer_id),
             "advertise": [],
             "pod": {"metadata": metadata, "spec": {"containers": self.containers}},

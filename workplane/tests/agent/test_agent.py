@@ -40,6 +40,13 @@ async def test_a_workload_that_is_disposed_of_ends_its_agents(tmp_path: Path) ->
         assert await one.process.wait() == 143
 
 
+async def test_an_agent_ends_before_its_pass_does(tmp_path: Path) -> None:
+    """In order, for its machine to start it again."""
+    async with pod(tmp_path, life_ms=5_000) as one:
+        await one.said("ending", why="the pass is about to end")
+        assert await one.process.wait() == 0
+
+
 async def test_the_machine_may_be_away(tmp_path: Path) -> None:
     """At the start, and later on: a daemon that restarts."""
     api = PodApi("web-1", tmp_path, [{"name": "app"}])
