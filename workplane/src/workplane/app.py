@@ -94,10 +94,8 @@ async def run(config: Config, credentials: Credentials | None) -> int:
     return ending.code
 
 
-# -- before there is a node
-
-
 async def _give_up(ending: Ending, starting: trio.CancelScope) -> None:
+    """Before there is a node nothing has to be ended in order."""
     await ending.told.wait()
     starting.cancel()
 
