@@ -145,8 +145,6 @@ class Supervisor:
 
     def _end(self, now: float) -> list[Output]:
         self._deadline = now + self.grace
-        for state in self._states:
-            state.again_at = None
         return self._go_on(now)
 
     def _go_on(self, now: float) -> list[Output]:
