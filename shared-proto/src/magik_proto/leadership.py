@@ -310,9 +310,9 @@ class Leadership:
         return [*outputs, self._persist(reply, **changes) if changes else reply]
 
     def _on_rejoin(self, source: int, incarnation: int) -> list[LeadershipOutput]:
-        lone = self._stored.voters and source < min(self._stored.voters) == 1
-        if self._role is Role.RECOVERING or lone:
-            return []  # nobody can let a lone voter in; to record it would end the earlier life, which may go on
+        few = self._stored.voters and source < min(self._stored.voters) <= 2
+        if self._role is Role.RECOVERING or few:
+            return []  # nobody can let in one of one or two; to record it would end the earlier life, which may go on
         known = max(incarnation, self._newest(source))
         stored = self._stored
         reply = Send(source, RejoinReply(known, stored.term, stored.generation, stored.voters, stored.since))
@@ -344,9 +344,8 @@ class Leadership:
 
     def _vouched(self, count: int) -> bool:
         """Whether enough others of so many voters have told what they know: whatever a majority with this replica in it
-        had stored, one of them has. Of a lone voter nobody knows."""
-        others = count - (self._own < count)
-        return others > 0 and sum(voter < count for voter in self._told) >= min(quorum(count), others)
+        had stored, one of them has. One of two is no majority: behind a partition the other may have let in a twin of it."""
+        return sum(voter < count for voter in self._told) >= quorum(count)
 
     # -- elections ---------------------------------------------------------------------------------
 
@@ -503,6 +502,13 @@ class Leadership:
         self._deadline = max(now, self._promised) + share * self._config.election_s
 
     def _persist(self, *then: LeadershipOutput, **changes: object) -> Persist:
+        # Later lives that were told of are recorded, too: whoever lost its storage has to know again which it had recorded.
+        told = {
+            o: max(i, self._stored.incarnations.get(o, 0))
+            for o, i in self._known.items()
+            if i and o != self._own
+        }
+        changes.setdefault("incarnations", {**self._stored.incarnations, **told})
         self._stored = attrs.evolve(self._stored, **changes)  # type: ignore[arg-type]
         return Persist(self._stored, tuple(output for output in then if isinstance(output, Send)))
 

@@ -431,18 +431,27 @@ def test_who_is_let_in_promises_from_then_on() -> None:
     )
 
 
-@pytest.mark.parametrize("voters", [(1,), (3, 1)])
-def test_a_lone_voter_cannot_be_let_in_and_is_not_ended(voters: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("voters", [(1,), (3, 1), (2,)])
+def test_one_of_one_or_two_cannot_be_let_in_and_is_not_ended(voters: tuple[int, ...]) -> None:
     machine = started(own=1, stored=Stored(1, voters))
     assert tell(machine, 0, Rejoin(9), 1.0) == []
     assert tell(machine, 2, Rejoin(9), 1.0) != []
 
 
-def test_two_need_each_other_and_one_does_not_come_back() -> None:
+def test_who_lost_its_storage_learns_again_whose_lives_it_had_recorded() -> None:
+    machine = replica(5, own=4, lost=True)
+    machine.receive(Start(), 0.0)
+    for voter in (0, 1, 2):
+        reply = rejoined(machine.stored.incarnation, 7, voters=(5,))
+        said(machine, voter, reply, 1.0, Life(0, {3: 50} if voter == 2 else {}))
+    assert machine.role is Role.FOLLOWER and machine.stored.incarnations == {3: 50}
+
+
+def test_one_of_two_does_not_come_back_and_a_lone_one_neither() -> None:
     two = replica(2, own=1, lost=True)
     two.receive(Start(), 0.0)
-    assert tell(two, 0, rejoined(two.stored.incarnation, 3, voters=(2,)), 0.1) != []
-    assert two.role is Role.FOLLOWER
+    assert tell(two, 0, rejoined(two.stored.incarnation, 3, voters=(2,)), 0.1) == []
+    assert two.role is Role.RECOVERING, "behind a partition each could let a twin of the other in"
     one = replica(1, lost=True)
     assert one.receive(Start(), 0.0) == [Persist(one.stored)]
     assert one.receive(NewGeneration(2, 3), 1.0) == []

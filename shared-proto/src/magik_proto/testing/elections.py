@@ -58,7 +58,7 @@ class World:
     disks: dict[int, lead.Stored] = attrs.field(factory=dict)
     leases: list[Lease] = attrs.field(factory=list)
     votes: dict[Vote, dict[int, None]] = attrs.field(factory=dict)  # for whom they were, in order
-    lone: bool = False  # there was a manifest of one replica
+    lone: bool = False  # there was a manifest of one replica, or two
     numbers: set[int] = attrs.field(factory=set)  # of the replicas that there are
     twins: int = 0  # how many times a pod was made again
 
@@ -156,7 +156,7 @@ class Schedule:
     ) -> None:
         self.rng = SeededRandom(seed * 7919 + voters)
         self.config = config or lead.LeadershipConfig()
-        self.world = World(1, voters, lone=voters == 1)
+        self.world = World(1, voters, lone=voters <= 2)
         self.network: Network[Replica] = Network(seed, BAD)
         self.drift = drift
         for ordinal in range(voters):
@@ -235,7 +235,7 @@ class Schedule:
         if below(self.rng, 4) == 0:
             self.world.generation += 1
             self.world.voters = min(7, max(1, self.world.voters + below(self.rng, 3) - 1))
-            self.world.lone |= self.world.voters == 1
+            self.world.lone |= self.world.voters <= 2
             for ordinal in range(len(self.ordinals), self.world.voters):
                 self.begin(ordinal, lead.new_learner())
 
@@ -265,9 +265,10 @@ class Schedule:
         return self.network.actor(peer(leading[-1].ordinal)) if leading else None
 
     def stuck(self) -> bool:
-        """A lone voter that lost its disk does not come back: nobody else knows what it promised."""
-        first = self.network.actor(peer(0))
-        return self.world.lone and first is not None and first.machine.role is lead.Role.RECOVERING
+        """One of one or two voters that lost its disk does not come back: no majority of others knows what it promised."""
+        firsts = [self.network.actor(peer(ordinal)) for ordinal in (0, 1) if ordinal in self.world.numbers]
+        lost = any(first is not None and first.machine.role is lead.Role.RECOVERING for first in firsts)
+        return self.world.lone and lost
 
 
 class Twins(Schedule):
