@@ -288,7 +288,7 @@ class Discovery:
 
     def _take(self, records: Iterable[ServiceRecord]) -> None:
         for record in records:
-            if record.ts <= self._gone.get(record.peer_id, -1):
+            if record.ts <= self._gone.get(record.peer_id, -1):  # said before it left, and late
                 continue
             before = self._catalog.of_peer(record.peer_id, record.workload_id)
             if not self._catalog.take([record], self._wall()):

@@ -134,17 +134,19 @@ async def test_who_withdraws_is_gone_for_all_before_it_leaves(
             await plane.fabric.connected()
             await until(lambda: _ready(one.sees(two)) and _ready(three.sees(two)))
             await trio.sleep(6)
+            late = two.own.sign()
             await two.discovery.withdraw()
             for other in (one, three):
                 record = other.sees(two)
                 assert record is not None and not record.ready and not record.healthy
             two.discovery.change(ready=True)
-            await trio.sleep(10)
+            await trio.sleep(3)
             assert not any(_ready(other.sees(two)) for other in (one, three))
         await trio.sleep(1)
-        for other in (one, three):
-            await other.discovery.follow(str(WEB))  # what the table still has of it is no news
-            assert other.sees(two) is None
+        await three.node.publish(one.discovery.topic, encode_message(late))
+        await trio.sleep(1)
+        assert one.sees(two) is None  # what it said before it left is no news, by whichever way it comes
+        assert one.discovery.refused == 0
 
 
 async def test_one_that_dies_is_dropped_and_comes_back_with_its_connection(
