@@ -63,7 +63,8 @@ async def echo(stream: trio.SocketStream) -> None:
 
 async def is_reset(stream: trio.SocketStream) -> bool:
     try:
-        return await stream.receive_some() != b""
+        await stream.receive_some()
+        return False
     except trio.BrokenResourceError:
         return True
 
@@ -203,11 +204,16 @@ async def test_a_record_of_another_workload_s_pod_is_not_believed() -> None:
     async with world(saying(b"two")) as w:
         liar = w.client.record(workload_name="web", workload_id=WEB)  # the client says that it is of web
         honest = w.replicas[0]
-        async with pod(w.machine, 8, "client", others=(w.client, honest)) as other:
-            other.catalog.take([liar], wall())
+        service = w.machine.services["default", w.name]  # it would even take the connection
+        service["workloads"].append("default/Deployment/client")
+        service["ports"][0]["target"] = honest.ports["app"]
+        async with pod(w.machine, 8, "other", others=(w.client, honest)) as other:
+            other.catalog.forget(w.client.node.id, "default/Deployment/client")
             other.catalog.forget(honest.node.id, WEB)
+            other.catalog.take([liar], wall())
             async with await other.connect(f"{w.name}.default", w.port) as stream:
                 assert await is_reset(stream)
+            assert other.catalog.of_peer(w.client.node.id, WEB) is None
 
 
 async def test_a_port_that_no_service_names_is_not_reached() -> None:
