@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -125,7 +126,9 @@ class Lab:
             self.kubectl(machine, "apply", "-f", "-", stdin=json.dumps(obj))
 
     def get(self, machine: str, *arguments: str) -> list[dict[str, Any]]:
-        found = json.loads(self.kubectl(machine, "get", *arguments, "-o", "json"))
+        said = self.kubectl(machine, "get", *arguments, "-o", "json")
+        # kubectl says on its other stream what the list may lack, while a machine is silent.
+        found = json.loads(re.sub(r"(?m)^Warning: .*\n", "", said))
         items = found.get("items", [found])
         assert isinstance(items, list)
         return items

@@ -1,5 +1,7 @@
 """The API's backend over a real table, view and guardian; other machines are tables that the test fills."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -35,6 +37,7 @@ class World:
         self.retired: list[tuple[PeerId, str, int | None]] = []
         self.disposed: list[Workload] = []
         self.problem: str | None = None
+        self.warning = ""
         self.guardian = Guardian(
             view=self.view,
             table=self.machine.table,
@@ -51,7 +54,7 @@ class World:
             identity=self.machine.identity,
             wall=wall,
             view=self.view,
-            follower=self,  # type: ignore[arg-type]
+            outlook=self,  # type: ignore[arg-type]
             guardian=self.guardian,
             remote=self,  # type: ignore[arg-type]
             sessions=self,  # type: ignore[arg-type]
@@ -64,7 +67,21 @@ class World:
     async def settle(self) -> None:
         mirror(self.view, self.other)
 
-    async def spread(self, workload: Workload) -> int:
+    async def all_of(self, kind: str, namespace: str | None, name: str | None = None) -> str:
+        await self.settle()
+        return self.warning
+
+    async def one(self, kind: str, namespace: str | None, name: str) -> None:
+        await self.settle()
+
+    async def everything_in(self, namespace: str) -> None:
+        await self.settle()
+
+    @contextmanager
+    def watching(self, kind: str, namespace: str | None, name: str | None) -> Iterator[None]:
+        yield
+
+    async def spread(self, workload: Workload, before: Workload | None = None) -> int:
         self.spread_to.append(workload)
         return 1
 

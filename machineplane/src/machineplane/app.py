@@ -36,11 +36,13 @@ from machineplane.fabric.nodes import Host, node_labels, node_object
 from machineplane.fabric.objects import render
 from machineplane.fabric.pods import DeployError, Marks, PodKeeper, PodState
 from machineplane.fabric.remote import LogQuery, LogUnavailable, Remote
+from machineplane.fabric.scope import OF, resource_text
 from machineplane.fabric.services import Services
 from machineplane.fabric.sessions import ATTACH, EXEC, Sessions
 from machineplane.fabric.table import Table
 from machineplane.fabric.tombstones import Tombstones
 from machineplane.fabric.view import ObjectKey, View
+from machineplane.fabric.wide import Wide
 from machineplane.imagepeers import ImagePeers
 from machineplane.keys import Credentials
 from machineplane.kubeapi.auth import load_credentials as load_api_credentials
@@ -49,7 +51,7 @@ from machineplane.linux.addresses import own_addresses
 from machineplane.linux.files import replace_file
 from machineplane.podaccess import PodAccess
 from machineplane.podagents import PodAgents, wrong_annotation
-from machineplane.references import References, pack, records_in
+from machineplane.references import MAX_RECORDS, References, pack, records_in, references_of
 from machineplane.runtime import (
     EngineStatus,
     HostPolicy,
@@ -150,8 +152,9 @@ class Machine:
         self.tombstones = Tombstones(node, self.disposals.remembered, self.disposals.learn)
         self.guardian = self._make_guardian()
         self.remote = Remote(
-            node, hold=self.guardian.hold, stop=self.keeper.stop, open_log=self._open_log, look=self._look
+            node, guard=self.guardian.guard, stop=self.keeper.stop, open_log=self._open_log, look=self._look
         )
+        self.wide = self._make_wide()
         runtime.join_peers(ImagePeers(node, Handout(runtime.images), random.SystemRandom()))
         access = PodAccess(runtime)
         self.sessions = Sessions(node, {EXEC: access.execute, ATTACH: access.attach}, access.connect)
@@ -229,12 +232,31 @@ class Machine:
             roles=self.node.roles,
         )
 
+    def _make_wide(self) -> Wide:
+        def tell(peer: PeerId, disposal: bytes) -> None:
+            if self.node.large:
+                self.nursery.start_soon(self.tombstones.tell, peer, disposal)
+
+        self.disposals.tell = tell
+        return Wide(
+            node=self.node,
+            identity=self.credentials.identity,
+            wall=wall_ms,
+            rng=random.SystemRandom(),
+            table=self.table,
+            view=self.view,
+            holdings=self.holdings,
+            follower=self.follower,
+            guardian=self.guardian,
+            remote=self.remote,
+        )
+
     def _make_backend(self) -> FabricBackend:
         return FabricBackend(
             identity=self.credentials.identity,
             wall=wall_ms,
             view=self.view,
-            follower=self.follower,
+            outlook=self.wide.outlook,
             guardian=self.guardian,
             remote=self.remote,
             sessions=self.sessions,
@@ -255,7 +277,7 @@ class Machine:
         start_soon = self.nursery.start_soon
         for task in (self.follower.run, self.guardian.run, self.market.run, self.disposals.run):
             start_soon(task)
-        for task in (self._watch_runtime, self._watch_peers, self._read_again):
+        for task in (self.wide.run, self._watch_runtime, self._watch_peers, self._read_again):
             start_soon(task)
         self._announce(await self.nursery.start(serve_api, self._api_config(), self.backend))
 
@@ -341,7 +363,8 @@ class Machine:
             started_ms=self.table.epoch >> 16,
         )
         obj = node_object(self.facts, host)
-        self.table.put(("node", str(self.node.id)), {"json": canonical_json(obj)})
+        of = resource_text(self.config.node_name, "Node", self.config.node_name)
+        self.table.put(("node", str(self.node.id)), {"json": canonical_json(obj), OF: of})
 
     async def _read_again(self) -> None:
         while True:
@@ -403,8 +426,9 @@ class Machine:
         alone = False  # not at the start: then the daemon's own grace counts
         async for event in self.node.subscribe_peers():
             match event:
-                case PeerDown(id=peer):
-                    self.market.peer_gone(peer)
+                case PeerDown(id=peer, reason=reason):
+                    if not reason.startswith("dropped"):  # for room, or as not needed: it is alive
+                        self.market.peer_gone(peer)
                     alone = len(self._alive()) == 1
                 case PeerUp(info=info):
                     if alone:
@@ -452,6 +476,7 @@ class Machine:
             priority = priority_of(spec)
         except RequirementsError as error:
             return Outcome({}, replicas, (str(error),))
+        await self._read_references(manifest.record.resource.namespace, spec)
         objects = self.references.collect(manifest.record.resource.namespace, spec)
         job = Job(
             manifest.record,
@@ -466,6 +491,13 @@ class Machine:
         finished = await self.market.place(job)
         return Outcome(dict(finished.placed), finished.unplaced, finished.reasons)
 
+    async def _read_references(self, namespace: str, spec: dict[str, Any]) -> None:
+        """In a large fabric what pods refer to is elsewhere as a rule."""
+        if self.node.large:
+            async with trio.open_nursery() as nursery:
+                for kind, name in references_of(spec)[:MAX_RECORDS]:
+                    nursery.start_soon(self.wide.outlook.one, kind, namespace, name)
+
     async def _deploy(
         self, delivery: Delivery, workload: Workload, receipt: bytes, objects: tuple[Workload, ...]
     ) -> list[str]:
@@ -478,6 +510,9 @@ class Machine:
             engine = requirements_of(spec, manifest.annotations, self.default_runtime).runtime
         except ValueError as error:  # RequirementsError is one
             raise DeployFailed(str(error)) from error
+        if self.node.large:
+            with suppress(HoldingsFull):
+                self.guardian.hold(workload)
         try:
             records, member = pack(objects), self.node.shown(award.owner_identity)
             return await self.keeper.deploy(

@@ -1,7 +1,7 @@
 """The Kubernetes API's backend: what kubeapi asks, answered by what fabric knows.
 
-The two rooms do not know each other; this adapter does. A read first lets the view catch up with every connected machine
-(`Follower.settle`), so that what one machine acknowledged is seen through all others.
+The two rooms do not know each other; this adapter does. A read first lets the view catch up with what it is about
+(`Outlook`), so that what one machine acknowledged is seen through all others.
 """
 
 import json
@@ -15,11 +15,11 @@ import trio
 from attrs import asdict
 
 from machineplane.channels import Session, SessionRefused
-from machineplane.fabric.follow import Follower
 from machineplane.fabric.guardian import Guardian
 from machineplane.fabric.holdings import HoldingsFull
 from machineplane.fabric.manifests import Manifest, Object, manifest_of, replicas_of
 from machineplane.fabric.objects import BUILT_IN_NAMESPACES, built_in_namespace, rfc3339
+from machineplane.fabric.outlook import Outlook
 from machineplane.fabric.remote import LogUnavailable, Remote
 from machineplane.fabric.sessions import ATTACH, EXEC, Query, Sessions
 from machineplane.fabric.view import Change, PodEntry, View
@@ -56,7 +56,7 @@ class FabricBackend:
         identity: Identity,
         wall: Callable[[], int],
         view: View,
-        follower: Follower,
+        outlook: Outlook,
         guardian: Guardian,
         remote: Remote,
         sessions: Sessions,
@@ -66,7 +66,7 @@ class FabricBackend:
         self._identity = identity
         self._wall = wall
         self._view = view
-        self._follower = follower
+        self._outlook = outlook
         self._guardian = guardian
         self._remote = remote
         self._sessions = sessions
@@ -81,8 +81,8 @@ class FabricBackend:
 
     # -- reading
 
-    async def list(self, kind: Kind, namespace: str | None) -> Listing:
-        await self._follower.settle()
+    async def list(self, kind: Kind, namespace: str | None, name: str | None = None) -> Listing:
+        warning = await self._outlook.all_of(kind.kind, namespace, name)
         found = [
             copy(obj)
             for (name, space, _), obj in self._view.rendered.items()
@@ -94,10 +94,10 @@ class FabricBackend:
             found += [
                 built_in_namespace(n, self._view.log_start) for n in BUILT_IN_NAMESPACES if n not in shown
             ]
-        return Listing(found, str(stamp))
+        return Listing(found, str(stamp), warning)
 
     async def get(self, kind: Kind, namespace: str | None, name: str) -> Object | None:
-        await self._follower.settle()
+        await self._outlook.one(kind.kind, namespace, name)
         return self._find(kind, namespace, name)
 
     def _find(self, kind: Kind, namespace: str | None, name: str) -> Object | None:
@@ -107,13 +107,15 @@ class FabricBackend:
         return copy(obj) if obj is not None else None
 
     @asynccontextmanager
-    async def watch(self, kind: Kind, namespace: str | None, since: str | None) -> AsyncIterator[Watch]:
-        await self._follower.settle()
-        now = self._view.clock.now()
-        start = _stamp(since or "") or now
-        if start < self._view.log_start or start > now:
-            raise ApiError.expired()
-        yield FabricWatch(self, kind.kind, namespace, start)
+    async def watch(
+        self, kind: Kind, namespace: str | None, since: str | None, name: str | None = None
+    ) -> AsyncIterator[Watch]:
+        with self._outlook.watching(kind.kind, namespace, name):
+            now = self._view.clock.now()
+            start = _stamp(since or "") or now
+            if start < max(self._view.log_start, self._view.forgotten_at) or start > now:
+                raise ApiError.expired()
+            yield FabricWatch(self, kind.kind, namespace, start)
 
     def changes(self, after: int) -> Iterator[Change]:
         """What was logged after a stamp, oldest first."""
@@ -198,12 +200,12 @@ class FabricBackend:
     # -- writing
 
     async def create(self, kind: Kind, obj: Object, *, dry_run: bool) -> Object:
-        await self._follower.settle()
         metadata = obj["metadata"]
+        await self._outlook.one(kind.kind, metadata.get("namespace"), metadata["name"])
         if self._find(kind, metadata.get("namespace"), metadata["name"]) is not None:
             raise ApiError.already_exists(kind.subject(metadata["name"]))
         if kind.namespaced:
-            self._require_namespace(metadata["namespace"])
+            await self._require_namespace(metadata["namespace"])
         uid, stamp = uuid4(), self._view.clock.now()
         metadata |= {"uid": str(uid), "creationTimestamp": rfc3339(self._wall())}
         if kind.kind in COUNTED:
@@ -212,13 +214,22 @@ class FabricBackend:
             metadata["annotations"] = {**(metadata.get("annotations") or {}), REVISION: "1"}
         return await self._keep(kind, obj, uid, 1, stamp, dry_run)
 
-    def _require_namespace(self, name: str) -> None:
-        known = name in BUILT_IN_NAMESPACES or ("Namespace", "", name) in self._view.rendered
-        if not known:
+    async def _require_namespace(self, name: str) -> None:
+        if name in BUILT_IN_NAMESPACES:
+            return
+        await self._outlook.one("Namespace", None, name)
+        if ("Namespace", "", name) not in self._view.rendered:
             raise ApiError(404, "NotFound", f'namespaces "{name}" not found')
 
     async def _keep(
-        self, kind: Kind, obj: Object, uid: UUID, generation: int, stamp: int, dry_run: bool
+        self,
+        kind: Kind,
+        obj: Object,
+        uid: UUID,
+        generation: int,
+        stamp: int,
+        dry_run: bool,
+        before: Workload | None = None,
     ) -> Object:
         """Sign the manifest, guard it here and at its guardians, and show it."""
         manifest = manifest_of(obj)
@@ -249,7 +260,7 @@ class FabricBackend:
             self._guardian.take(record := sign(record, self._identity))
         except HoldingsFull as error:
             raise ApiError.unavailable(str(error)) from error
-        await self._remote.spread(record)
+        await self._remote.spread(record, before)
         return self._find(kind, metadata.get("namespace"), metadata["name"]) or obj
 
     def _refuse_unplaceable(self, kind: Kind, record: Workload) -> None:
@@ -265,8 +276,8 @@ class FabricBackend:
     async def replace(
         self, kind: Kind, obj: Object, *, expected_resource_version: str | None, dry_run: bool
     ) -> Object:
-        await self._follower.settle()
         metadata = obj["metadata"]
+        await self._outlook.one(kind.kind, metadata.get("namespace"), metadata["name"])
         subject = kind.subject(metadata["name"])
         shown = self._find(kind, metadata.get("namespace"), metadata["name"])
         if shown is None:
@@ -291,7 +302,7 @@ class FabricBackend:
         generation = record.generation + (1 if changed_spec else 0)
         if kind.kind in COUNTED:
             obj["metadata"]["generation"] = generation
-        return await self._keep(kind, obj, record.uid, generation, self._view.clock.now(), dry_run)
+        return await self._keep(kind, obj, record.uid, generation, self._view.clock.now(), dry_run, record)
 
     def _named(self, kind: Kind, obj: Object) -> Manifest | None:
         """The manifest behind an object whose own uid is that of one incarnation (a Pod that was placed again)."""
@@ -319,7 +330,7 @@ class FabricBackend:
         grace_seconds: int | None,
         dry_run: bool,
     ) -> Object:
-        await self._follower.settle()
+        await self._outlook.one(kind.kind, namespace, name)
         obj = self._find(kind, namespace, name)
         if obj is None:
             raise ApiError.not_found(kind.subject(name))
@@ -352,9 +363,10 @@ class FabricBackend:
         entry = self._pod_entry(namespace, name)
         if entry is not None and (manifest is None or grace_seconds is not None):
             await self._remote.retire(entry.node, entry.uid, grace_seconds)
-            await self._follower.settle()
+            await self._outlook.one("Pod", namespace, name)
 
     async def _empty(self, namespace: str) -> None:
+        await self._outlook.everything_in(namespace)
         for uid in list(self._view.records):
             manifest = self._view.manifest(uid)
             if manifest and manifest.kind != "Namespace" and manifest.record.resource.namespace == namespace:

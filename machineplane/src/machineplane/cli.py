@@ -80,6 +80,14 @@ _UDP_PORT = "UDP port of the mesh; 0: any free one."
 )
 @click.option("--mesh-host", "--korium-host", **_ADDRESS, help="Address of the mesh.")
 @click.option(
+    "--mesh-connections",
+    type=int,
+    metavar="N",
+    default=64,
+    show_default=True,
+    help="Connections that this machine holds. In a fabric of more machines it asks the others when it has to.",
+)
+@click.option(
     "--advertise", multiple=True, metavar="IP:PORT", help="Where others reach the mesh, if they see another."
 )
 @click.option(
@@ -209,6 +217,7 @@ _AS_IS = (
     "registry_config",
     "mesh_port",
     "mesh_host",
+    "mesh_connections",
     "relay",
     "open_fabric",
     "cgroup_parent",

@@ -17,6 +17,7 @@ API_TLS_PORT = 6443  # what kubectl's users expect of an API server
 RUNTIMES = ("krun", "crun")
 RUN_DIR_MAX = 60  # bytes; leaves room below the run directory for a pod's socket (sun_path holds 108)
 NODE_NAME_MAX = 63  # it is also the value of the label kubernetes.io/hostname
+CONNECTIONS_MIN, CONNECTIONS_MAX = 4, 512  # less makes no mesh; more than a directory of known machines bears
 REFRESH_MAX_S = 86_400  # a guess: presence that is a day old helps nobody
 
 # A guess: more than there are pods, and below the ports that Linux and Kubernetes give out (32768, 30000).
@@ -43,6 +44,7 @@ class Config:
     rest_api_tls_port: int = API_TLS_PORT
     mesh_host: str = "0.0.0.0"
     mesh_port: int = 0
+    mesh_connections: int = 64
     advertise: tuple[str, ...] = ()
     bootstrap_peers: tuple[BootstrapPeer, ...] = ()
     invite: str | None = field(default=None, repr=False)
@@ -78,6 +80,8 @@ class Config:
             yield "--open-fabric and --invite: a fabric is open or it invites, so give one of them"
         if self.runtime not in RUNTIMES:
             yield f"--runtime {self.runtime}: it is one of {', '.join(RUNTIMES)}"
+        if not CONNECTIONS_MIN <= self.mesh_connections <= CONNECTIONS_MAX:
+            yield f"--mesh-connections {self.mesh_connections}: take {CONNECTIONS_MIN} to {CONNECTIONS_MAX}"
         if not 1 <= self.dht_refresh_interval <= REFRESH_MAX_S:
             yield f"--dht-refresh-interval-secs {self.dht_refresh_interval:g}: take 1 to {REFRESH_MAX_S} seconds"
 

@@ -4,6 +4,7 @@ import signal
 import tempfile
 from collections.abc import Iterator
 from contextlib import AsyncExitStack, ExitStack, contextmanager, suppress
+from functools import partial
 
 import structlog
 import trio
@@ -29,6 +30,8 @@ from machineplane.runtime import (
     start_zygote,
 )
 from magik_mesh import MeshError, NodeConfig, Timings, open_node
+from magik_proto.dht_kinds import holding_kind
+from magik_proto.records import HoldingRecord
 
 _ENDING = (signal.SIGTERM, signal.SIGINT)
 
@@ -184,5 +187,12 @@ def _node_config(config: Config, credentials: Credentials) -> NodeConfig:
         advertise=config.advertise,
         labels={"node": config.node_name},
         relays_for_others=config.relay,
+        kinds=(holding_kind(partial(_admit_holder, credentials)),),
+        max_connections=config.mesh_connections,
         timings=Timings(presence=config.dht_refresh_interval),
     )
+
+
+def _admit_holder(credentials: Credentials, record: HoldingRecord, wall_ms: int) -> None:
+    """Raises RemoteProtocolError for a record of who is no member."""
+    credentials.policy.admit(record.peer, record.member, wall_ms)

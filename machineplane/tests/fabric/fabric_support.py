@@ -5,6 +5,7 @@ from uuid import UUID, uuid4
 
 from machineplane.fabric.manifests import Manifest, manifest_of, replicas_of
 from machineplane.fabric.objects import render
+from machineplane.fabric.scope import OF
 from machineplane.fabric.table import Table
 from machineplane.fabric.view import View
 from magik_proto.clock import HybridClock
@@ -93,7 +94,9 @@ class FakeMachine:
         self.table = Table(HybridClock(wall).now)
 
     def hold(self, workload: Workload) -> None:
-        self.table.put(("workload", str(workload.uid)), {"record": encode_message(workload)})
+        self.table.put(
+            ("workload", str(workload.uid)), {"record": encode_message(workload), OF: str(workload.resource)}
+        )
 
     def run(
         self, workload: Workload, uid: str, *, ready: bool = True, template_hash: str = "", **metadata: Any
@@ -117,6 +120,7 @@ class FakeMachine:
             },
         }
         value = {"json": canonical_json(obj), "workload": str(workload.uid), "template_hash": template_hash}
+        value[OF] = str(workload.resource)
         self.table.put(("pod", uid), value)
 
 

@@ -25,28 +25,28 @@ from machineplane.fabric.guardian import START_GRACE_S, Guardian, Outcome, actor
 from machineplane.fabric.holdings import Holdings
 from machineplane.fabric.manifests import Manifest
 from magik_proto.identity import PeerId
+from magik_proto.messages import ResourceId
 from magik_proto.records import Workload
 
+WEB = ResourceId("default", "Deployment", "web")
 PEERS = [identity(n).peer_id for n in range(1, 9)]
 
 
 def test_all_machines_agree_on_the_guardians_whatever_order_they_know_each_other_in() -> None:
-    uid = uuid4()
-    assert guardians(uid, PEERS) == guardians(uid, reversed(PEERS))
-    assert len(set(guardians(uid, PEERS))) == 3
+    assert guardians(WEB, PEERS) == guardians(WEB, reversed(PEERS))
+    assert len(set(guardians(WEB, PEERS))) == 3
 
 
 def test_a_guardian_that_leaves_changes_no_other_guardian() -> None:
-    uid = uuid4()
-    first, *rest = guardians(uid, PEERS)
-    assert guardians(uid, [p for p in PEERS if p != first])[:2] == rest
+    first, *rest = guardians(WEB, PEERS)
+    assert guardians(WEB, [p for p in PEERS if p != first])[:2] == rest
 
 
 def test_the_author_acts_while_it_lives_then_the_closest() -> None:
     workload = record(deployment(), identity(1))
     assert actor(workload, PEERS) == identity(1).peer_id
     others = [p for p in PEERS if p != identity(1).peer_id]
-    assert actor(workload, others) == guardians(workload.uid, others)[0]
+    assert actor(workload, others) == guardians(workload.resource, others)[0]
 
 
 class World:

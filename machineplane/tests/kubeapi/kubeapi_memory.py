@@ -116,7 +116,7 @@ class MemoryBackend:
 
     # Reads
 
-    async def list(self, kind: Kind, namespace: str | None) -> Listing:
+    async def list(self, kind: Kind, namespace: str | None, name: str | None = None) -> Listing:
         self._fail()
         found = [
             deepcopy(obj)
@@ -204,7 +204,9 @@ class MemoryBackend:
     # Streams
 
     @asynccontextmanager
-    async def watch(self, kind: Kind, namespace: str | None, since: str | None) -> AsyncIterator[MemoryWatch]:
+    async def watch(
+        self, kind: Kind, namespace: str | None, since: str | None, name: str | None = None
+    ) -> AsyncIterator[MemoryWatch]:
         start = self.version if since is None else int(since)
         self.check_kept(start)
         self._count_watch(1)

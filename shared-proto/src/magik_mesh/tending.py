@@ -45,7 +45,9 @@ class Tending:
     def tend(self) -> None:
         """Think it over, and let go what is not needed."""
         connections = self.connections
-        self.neighbours.observe(connections.presence.known_alive())
+        # By their records, or by the hash table: in a large fabric few records come by themselves.
+        known = max(connections.presence.known_alive(), len(self.table.machine.table))
+        self.neighbours.observe(known)
         connections.presence.large = self.neighbours.large
         chosen = self._choose()
         connections.plan.narrow(chosen, self.clock.now())

@@ -50,6 +50,8 @@ class Disposals:
         self._publish = publish
         self._roles = roles
         self._member = member
+        # In a large fabric nobody follows this table: who shows something is told so.
+        self.tell: Callable[[PeerId, bytes], None] = lambda peer, message: None
         self._told_until: dict[str, float] = {}  # of the entries in the table, monotonic
         self._log = structlog.get_logger(room="fabric")
         view.on_disposal = self.read
@@ -90,9 +92,11 @@ class Disposals:
         self._told_until[uid] = trio.current_time() + DISPOSAL_LIFE_S
         self._table.put(("disposal", uid), {"message": encode_message(disposal)})
 
-    def remind(self, uid: str) -> None:
+    def remind(self, peer: PeerId, uid: str) -> None:
         """A machine shows a workload that is disposed of, or pods of it: tell it so, unless everyone is told right now."""
         disposal = self._holdings.tombstone(UUID(uid), trio.current_time())
+        if disposal is not None:
+            self.tell(peer, encode_message(disposal))
         if disposal is not None and uid not in self._told_until:
             self._log.info("disposed-before", resource=str(disposal.resource), uid=uid)
             self._tell(uid, disposal)

@@ -6,12 +6,17 @@ from uuid import uuid4
 
 from machineplane.fabric.manifests import Object
 from machineplane.fabric.objects import rfc3339
+from machineplane.fabric.scope import OF
 from machineplane.fabric.table import Table
 from magik_proto.records import canonical_json
 
 EVENTS_MAX = 500  # guess; at the cap the oldest goes
 EVENT_LIFE_MS = 3_600_000  # Kubernetes' default event lifetime
 EventType = Literal["Normal", "Warning"]
+
+
+def _of(obj: Object) -> str:
+    return f"{obj['metadata']['namespace']}/Event/{obj['metadata']['name']}"
 
 
 class Events:
@@ -32,7 +37,7 @@ class Events:
         ident, obj = known or (str(uuid4()), self._new(about, kind, reason, message))
         obj = {**obj, "count": obj["count"] + 1, "lastTimestamp": rfc3339(now)}
         self._seen[key] = (ident, obj)  # moved to the end: the oldest stays first
-        self._table.put(("event", ident), {"json": canonical_json(obj), "at": now})
+        self._table.put(("event", ident), {"json": canonical_json(obj), "at": now, OF: _of(obj)})
 
     def expire(self) -> None:
         """Forget what is over an hour old or over the cap."""

@@ -23,6 +23,7 @@ VERSION = "/magik/fabric/version/1.0.0"
 
 BARRIER_S = 1.0  # guess: a machine that is slower than this is shown as it was a moment ago
 REFOLLOW_S = 1.0
+SIZE_S = 1.0  # between looks at the fabric's size
 # How long the pods of a machine that fell silent still count: its daemon may only be restarting, and its pods run on.
 # With the mesh's 10 s of silence before it, a replica is tendered again well within 30 s. A guess.
 ABSENCE_GRACE_S = 5.0
@@ -51,8 +52,12 @@ class Follower:
         return tuple(self._following)
 
     async def run(self) -> None:
-        """Follow peers as they come and drop them as they go; ends only when cancelled."""
+        """Follow peers as they come and drop them as they go; ends only when cancelled.
+
+        In a large fabric nobody is followed (see `reader`): a stream would hold a connection for good.
+        """
         async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._mind_size, nursery)
             async for event in self._node.subscribe_peers():
                 match event:
                     case PeerUp(info=info):
@@ -60,9 +65,26 @@ class Follower:
                     case PeerDown(id=peer):
                         self._leave(peer, nursery)
 
+    async def _mind_size(self, nursery: trio.Nursery) -> None:
+        """The fabric has become larger than a machine has connections, or small again."""
+        large = False
+        while True:
+            await trio.sleep(SIZE_S)
+            if self._node.large == large:
+                continue
+            large = self._node.large
+            self._log.info("fabric-is-large" if large else "fabric-is-small")
+            for peer in self.peers if large else ():
+                self._following.pop(peer).cancel()
+            for info in () if large else self._node.peers():
+                if info.connected:
+                    self._arrive(info.id, nursery)
+
     def _arrive(self, peer: PeerId, nursery: trio.Nursery) -> None:
         if absence := self._absent.pop(peer, None):
             absence.cancel()
+        if self._node.large:
+            return
         if peer not in self._following:
             self._following[peer] = trio.CancelScope()
             nursery.start_soon(self._follow, peer, self._following[peer])
@@ -70,6 +92,8 @@ class Follower:
     def _leave(self, peer: PeerId, nursery: trio.Nursery) -> None:
         if scope := self._following.pop(peer, None):
             scope.cancel()
+        if self._node.large:
+            return
         if peer not in self._absent:
             self._absent[peer] = trio.CancelScope()
             nursery.start_soon(self._drop_later, peer, self._absent[peer])
@@ -78,6 +102,8 @@ class Follower:
         with scope:
             await trio.sleep(ABSENCE_GRACE_S)
             self._absent.pop(peer, None)
+            if self._node.large:
+                return  # who is not connected may well be alive
             self._log.warning("machine-lost", peer=str(peer))
             self._view.drop(peer)
             self._wake()

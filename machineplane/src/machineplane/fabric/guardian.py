@@ -1,15 +1,16 @@
 """Who looks after a workload, and the one task per workload that does.
 
-Every manifest is held by the machine whose API took it (its author) and by the ``GUARDIANS`` machines whose identities are
-closest (by XOR) to the hash of the workload's uid; the machines that run it hold it too. Exactly one *acts*: the author
-while it is alive, else the closest machine alive. All machines come to the same answer from the same list of live machines;
-while their lists differ two may act, which makes surplus for a moment and never loss.
+Every manifest is held by the machine whose API took it (its author) and by the ``GUARDIANS`` machines whose positions are
+closest (by XOR) to the hash of the workload's name; the machines that run it hold it too. Exactly one *acts*: the author
+while it is alive, else the closest machine alive. All machines come to the same answer from the same list of live
+machines; while their lists differ two may act, which makes surplus for a moment and never loss. In a fabric that is
+larger than a machine's list `oversight` finds out what the list says in others.
 
 The actor compares pods with the manifest (`plan`), tenders what is missing and retires what is too many, one step at a time.
 """
 
-import hashlib
 from collections.abc import Awaitable, Callable, Iterable
+from typing import Protocol
 from uuid import UUID
 
 import structlog
@@ -20,10 +21,13 @@ from machineplane.fabric.events import Events
 from machineplane.fabric.holdings import Holdings, HoldingsFull
 from machineplane.fabric.manifests import Manifest
 from machineplane.fabric.objects import pod_fact
+from machineplane.fabric.scope import OF
 from machineplane.fabric.table import SECRET, Table
 from machineplane.fabric.view import View
+from magik_proto.dht_kinds import holding_key
 from magik_proto.identity import PeerId
-from magik_proto.messages import encode_message
+from magik_proto.kademlia import closest
+from magik_proto.messages import ResourceId, encode_message
 from magik_proto.records import Workload
 
 GUARDIANS = 3  # guess: as many as replicas of a state that must outlive two machines at once
@@ -49,15 +53,9 @@ Retire = Callable[[PeerId, str], Awaitable[None]]
 Roles = Callable[[PeerId], frozenset[str] | None]
 
 
-def uid_point(uid: UUID) -> int:
-    """The point of the identity space that a workload's guardians are closest to."""
-    return int.from_bytes(hashlib.sha256(uid.bytes).digest(), "big")
-
-
-def guardians(uid: UUID, alive: Iterable[PeerId], count: int = GUARDIANS) -> list[PeerId]:
-    """The machines closest to the workload, closest first."""
-    point = uid_point(uid)
-    return sorted(alive, key=lambda peer: int.from_bytes(peer.raw, "big") ^ point)[:count]
+def guardians(resource: ResourceId, alive: Iterable[PeerId], count: int = GUARDIANS) -> list[PeerId]:
+    """The machines closest to the workload, closest first: those that a lookup of its name in the index leads to."""
+    return closest(alive, holding_key("workload", str(resource)), count)
 
 
 def keepers(workload: Workload, alive: Iterable[PeerId], roles: Roles) -> list[PeerId]:
@@ -68,7 +66,18 @@ def keepers(workload: Workload, alive: Iterable[PeerId], roles: Roles) -> list[P
 def actor(workload: Workload, alive: Iterable[PeerId]) -> PeerId:
     """The one machine that acts for a workload. ``alive`` must not be empty."""
     living = list(alive)
-    return workload.author if workload.author in living else guardians(workload.uid, living, 1)[0]
+    return workload.author if workload.author in living else guardians(workload.resource, living, 1)[0]
+
+
+class Large(Protocol):
+    """What takes the place of the list of live machines in a fabric that is larger than it (see `oversight`)."""
+
+    @property
+    def active(self) -> bool: ...
+    def acts(self, workload: Workload) -> bool: ...
+    def guard(self, uid: UUID) -> None: ...
+    def placed(self, workload: Workload, peers: Iterable[PeerId]) -> None: ...
+    async def settle(self, workload: Workload, placed: Iterable[PeerId] = ()) -> None: ...
 
 
 class Founding:
@@ -114,6 +123,7 @@ class Guardian:
         self._retire = retire
         self._dispose = dispose
         self._roles = roles
+        self.large: Large | None = None
         self._acting: dict[UUID, trio.Event] = {}
         self._dirty: set[str] = set()
         self._woken = trio.Event()
@@ -127,15 +137,26 @@ class Guardian:
         new = self._holdings.get(workload.uid) is None
         if new:
             self._made_here.add(workload.uid)
-        self.hold(workload)
+        self.guard(workload)
         if new and workload.resource.kind == "StatefulSet":
             self._foundings[workload.uid] = Founding()
+
+    def guard(self, workload: Workload) -> bool:
+        """As `hold`, for what somebody wants guarded here, where that is more than to run it."""
+        if self.large is not None:
+            self.large.guard(workload.uid)
+        return self.hold(workload)
+
+    def release(self, uid: UUID) -> None:
+        """Let go of what others hold."""
+        self._holdings.release(uid)
+        self._table.remove(("workload", str(uid)))
 
     def hold(self, workload: Workload) -> bool:
         """Guard a manifest from now on; False if it is no news. Raises HoldingsFull."""
         if not self._holdings.offer(workload, trio.current_time()):
             return False
-        value: dict[str, object] = {"record": encode_message(workload)}
+        value: dict[str, object] = {"record": encode_message(workload), OF: str(workload.resource)}
         if workload.resource.kind == "Secret":
             value[SECRET] = True
         self._table.put(("workload", str(workload.uid)), value)
@@ -199,9 +220,10 @@ class Guardian:
 
     def _adopt_or_release(self, newest: Workload) -> None:
         """Hold what is mine to guard or newer than what I hold; let go of what others guard and nobody runs here."""
-        alive = keepers(newest, self._alive(), self._roles)
         own = self._holdings.get(newest.uid)
-        mine = self._view.own in (newest.author, *guardians(newest.uid, alive)) or self._runs(newest.uid)
+        alive = () if self._is_large else keepers(newest, self._alive(), self._roles)
+        near = guardians(newest.resource, alive)
+        mine = self._view.own in (newest.author, *near) or self._runs(newest.uid)
         if own is None and not mine:
             return
         try:
@@ -209,10 +231,15 @@ class Guardian:
         except HoldingsFull as error:
             self._log.warning("cannot-guard", workload=str(newest.resource), error=str(error))
             return
-        held_by_guardians = set(guardians(newest.uid, alive)) <= self._view.holders(str(newest.uid))
+        if self._is_large:
+            return  # `oversight` knows who else holds it
+        held_by_guardians = set(near) <= self._view.holders(str(newest.uid))
         if not mine and held_by_guardians:
-            self._holdings.release(newest.uid)
-            self._table.remove(("workload", str(newest.uid)))
+            self.release(newest.uid)
+
+    @property
+    def _is_large(self) -> bool:
+        return self.large is not None and self.large.active
 
     def _runs(self, uid: UUID) -> bool:
         return any(p.node == self._view.own for p in self._view.pods_of(str(uid)))
@@ -221,6 +248,8 @@ class Guardian:
         young = trio.current_time() < self._started + START_GRACE_S
         if young and workload.uid not in self._made_here:
             return False
+        if self.large is not None and self.large.active:
+            return self.large.acts(workload)
         return actor(workload, self._alive()) == self._view.own
 
     async def _act(self, uid: UUID) -> None:
@@ -243,7 +272,7 @@ class Guardian:
 
     async def _step(self, workload: Workload) -> bool:
         """One comparison and what follows from it; False where something is left to be done again soon."""
-        await self._settle()
+        await self._catch_up(workload)
         manifest = Manifest.of(workload)
         if not manifest.runs_pods:
             return True
@@ -256,16 +285,25 @@ class Guardian:
             if pod.uid in step.retire:
                 await self._retire(pod.node, pod.uid)
         if not step.tender:
-            self._say(uid=workload.uid, outcome=None)
+            self._say(workload, None)
             return step.idle
         taken: dict[PeerId, int] = {}
         for pod in pods:
             if not pod.terminating and pod.template_hash == manifest.template_hash:
                 taken[pod.node] = taken.get(pod.node, 0) + 1
         outcome = await self._tender(manifest, step.tender, taken, step.ordinals)
-        self._say(workload.uid, outcome)
+        if self.large is not None and self.large.active:
+            self.large.placed(workload, outcome.placed)
+            await self.large.settle(workload, outcome.placed)
+        self._say(workload, outcome)
         self._report(manifest, outcome)
         return not outcome.unplaced
+
+    async def _catch_up(self, workload: Workload) -> None:
+        if self.large is not None and self.large.active:
+            await self.large.settle(workload)
+        else:
+            await self._settle()
 
     async def _yield_name(self, workload: Workload) -> None:
         """Another workload of this name is older: this one was made at the same time elsewhere, and goes."""
@@ -277,15 +315,16 @@ class Guardian:
         )
         await self._dispose(workload)
 
-    def _say(self, uid: UUID, outcome: Outcome | None) -> None:
+    def _say(self, workload: Workload, outcome: Outcome | None) -> None:
         if outcome is None or not outcome.unplaced:
-            self._table.remove(("placement", str(uid)))
+            self._table.remove(("placement", str(workload.uid)))
         else:
             said = {
                 "unplaced": outcome.unplaced,
                 "reasons": list(outcome.reasons) or ["no machine made a bid"],
+                OF: str(workload.resource),
             }
-            self._table.put(("placement", str(uid)), said)
+            self._table.put(("placement", str(workload.uid)), said)
 
     def _report(self, manifest: Manifest, outcome: Outcome) -> None:
         for peer, count in sorted(outcome.placed.items()):

@@ -45,6 +45,10 @@ class Holdings:
     def get(self, uid: UUID) -> Workload | None:
         return self._manifests.get(uid)
 
+    def all(self) -> tuple[Workload, ...]:
+        """All manifests that are held."""
+        return tuple(self._manifests.values())
+
     def offer(self, workload: Workload, now: float) -> bool:
         """Take a manifest if it is news; False where it is disposed of or not newer. Raises HoldingsFull."""
         self._expire(now)

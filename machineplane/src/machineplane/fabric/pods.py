@@ -16,6 +16,7 @@ from attrs import field, frozen
 from machineplane.fabric.events import Events, EventType
 from machineplane.fabric.manifests import Birth, Manifest, Object, ordinal_of, pod_of
 from machineplane.fabric.objects import rfc3339
+from machineplane.fabric.scope import OF
 from machineplane.fabric.services import AGENT, LEADER
 from machineplane.fabric.table import Table
 from magik_proto.codec import decode, encode
@@ -309,6 +310,7 @@ class PodKeeper:
             "json": canonical_json(shown),
             "workload": str(attachment.workload.uid),
             "template_hash": attachment.template_hash,
+            OF: str(attachment.workload.resource),
         }
         self._table.put(("pod", uid), value)
 

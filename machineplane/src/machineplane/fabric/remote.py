@@ -1,6 +1,6 @@
 """What machines ask of each other beside tables: guard this manifest, stop that pod, show its log."""
 
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 from uuid import UUID
@@ -26,11 +26,13 @@ LOOK = "/magik/fabric/look/1.0.0"
 HOLD_TIMEOUT_S = (
     2.0  # guess: an API call waits for this at most; who was too slow learns of the manifest by following
 )
+BRIEF_MAX = 200_000  # bytes of a manifest for which no connection is taken into use
 RETIRE_TIMEOUT_S = 5.0
 LOOK_TIMEOUT_S = 5.0
 _READ_BYTES = 65_536
 
 LogQuery = Mapping[str, Any]
+Keepers = Callable[[Workload], Awaitable[list[PeerId]]]
 OpenLog = Callable[[LogQuery], AbstractAsyncContextManager[AsyncIterator[bytes]]]
 
 
@@ -45,42 +47,56 @@ class Remote:
         self,
         node: Node,
         *,
-        hold: Callable[[Workload], bool],
+        guard: Callable[[Workload], bool],
         stop: Callable[[str, int | None], None],
         open_log: OpenLog,
         look: Callable[[UUID], bool],
     ) -> None:
         self._node = node
-        self._hold = hold
+        self._guard = guard
+        self.keepers: Keepers | None = None  # in a large fabric
         self._stop = stop
         self._open_log = open_log
         self._look = look
         self._log = structlog.get_logger(room="fabric")
-        node.handle(HOLD, self._on_hold)
-        node.handle(RETIRE, self._on_retire)
+        node.handle(HOLD, self._on_hold, brief=True)
+        node.handle(RETIRE, self._on_retire, brief=True)
         node.handle(LOGS, self._on_logs)
         node.handle(LOOK, self._on_look)
 
-    async def spread(self, workload: Workload) -> int:
-        """Give a manifest to its guardians; how many took it. Those that cannot be reached are left to `Guardian`."""
-        alive = [self._node.id, *(info.id for info in self._node.peers() if info.connected)]
-        others = [
-            peer
-            for peer in guardians(workload.uid, keepers(workload, alive, self._node.roles))
-            if peer != self._node.id
-        ]
+    async def spread(self, workload: Workload, before: Workload | None = None) -> int:
+        """Give a manifest to its guardians, and to the author of the one before it; how many took it.
+
+        Those that cannot be reached are left to `Guardian`.
+        """
+        others = {*await self._guardians(workload), *([before.author] if before else [])} - {self._node.id}
         taken: list[PeerId] = []
+
+        async def give(peer: PeerId) -> None:
+            if await self.give(peer, workload):
+                taken.append(peer)
+
         async with trio.open_nursery() as nursery:
             for peer in others:
-                nursery.start_soon(self._give, peer, workload, taken)
+                nursery.start_soon(give, peer)
         return len(taken)
 
-    async def _give(self, peer: PeerId, workload: Workload, taken: list[PeerId]) -> None:
+    async def _guardians(self, workload: Workload) -> list[PeerId]:
+        if self._node.large and self.keepers is not None:
+            return await self.keepers(workload)
+        alive = [self._node.id, *(info.id for info in self._node.peers() if info.connected)]
+        return guardians(workload.resource, keepers(workload, alive, self._node.roles))
+
+    async def give(self, peer: PeerId, workload: Workload) -> bool:
+        """Have a machine guard a manifest; whether it does."""
+        data = encode_message(workload)
+        call = self._node.ask if len(data) <= BRIEF_MAX else self._node.call
         try:
-            await self._node.call(peer, HOLD, encode_message(workload), timeout=HOLD_TIMEOUT_S)
-            taken.append(peer)
+            await call(peer, HOLD, data, timeout=HOLD_TIMEOUT_S)
         except MeshError as error:
             self._log.info("manifest-not-taken", peer=str(peer), error=str(error))
+            return False
+        return True
 
     async def retire(self, peer: PeerId, pod: str, grace_s: int | None = None) -> None:
         """Ask a machine to stop a pod. A machine that cannot be reached keeps it until it is asked again."""
@@ -89,7 +105,7 @@ class Remote:
             return
         body = {"uid": pod} if grace_s is None else {"uid": pod, "grace": grace_s}
         try:
-            await self._node.call(peer, RETIRE, body, timeout=RETIRE_TIMEOUT_S)
+            await self._node.ask(peer, RETIRE, body, timeout=RETIRE_TIMEOUT_S)
         except MeshError as error:
             self._log.info("retire-lost", peer=str(peer), pod=pod, error=str(error))
 
@@ -126,7 +142,7 @@ class Remote:
             workload = decode_as(Workload, call.body if isinstance(call.body, bytes) else b"")
             verify(workload)
             Manifest.of(workload)
-            return {"news": self._hold(workload)}
+            return {"news": self._guard(workload)}
         except RemoteProtocolError as error:
             raise CallRefused(error.rule, error.detail) from error
         except ValueError as error:

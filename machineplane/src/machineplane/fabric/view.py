@@ -14,15 +14,18 @@ from uuid import UUID
 from attrs import define, evolve, field, frozen
 
 from machineplane.fabric.manifests import Manifest, Object, check_metadata, check_template
+from machineplane.fabric.scope import Scope
 from machineplane.fabric.table import Delta, Entry, Key
 from magik_proto.clock import HybridClock
 from magik_proto.errors import RemoteProtocolError
-from magik_proto.identity import PeerId
+from magik_proto.identity import KEY_BYTES, PeerId
 from magik_proto.messages import ResourceId, decode_as
 from magik_proto.records import Workload
 from magik_proto.signing import verify
 
 LOG_MAX = 5_000  # guess; a watcher that was away for longer lists anew (410 Gone)
+
+SCOPES_MAX = 64  # guess: scopes of one machine whose stamps are remembered; of others all is read again
 
 ObjectKey = tuple[str, str, str]  # kind, namespace ("" where the kind has none), name
 
@@ -64,6 +67,9 @@ class Mirror:
     epoch: int = 0
     stamp: int = 0
     entries: dict[Key, Entry] = field(factory=dict)
+    read_to: dict[Scope, int] = field(
+        factory=dict
+    )  # stamps of what was read, of this epoch, the last read last
 
     def apply(self, delta: Delta) -> list[Entry]:
         """The entries that changed; a delta that does not join on to what is known changes nothing."""
@@ -74,6 +80,32 @@ class Mirror:
             fresh = {e.key for e in delta.entries}
             changed = [Entry(k, delta.stamp, None) for k in self.entries if k not in fresh] + changed
         self.epoch, self.stamp = delta.epoch, max(delta.stamp, 0 if delta.reset else self.stamp)
+        for entry in changed:
+            if entry.value is None:
+                self.entries.pop(entry.key, None)
+            else:
+                self.entries[entry.key] = entry
+        return changed
+
+    def apply_read(self, scope: Scope, delta: Delta) -> list[Entry]:
+        """Likewise for a delta of a scope; what is known of other things stays, unless the machine has begun anew."""
+        anew = delta.epoch != self.epoch
+        if not delta.reset and (anew or delta.since != self.read_to.get(scope)):
+            return []
+        changed = list(delta.entries)
+        if delta.reset:
+            fresh = {e.key for e in delta.entries}
+            gone = [
+                k for k, e in self.entries.items() if k not in fresh and (anew or scope.covers(k, e.value))
+            ]
+            changed = [Entry(k, delta.stamp, None) for k in gone] + changed
+        if anew:
+            self.epoch, self.stamp = delta.epoch, 0
+            self.read_to.clear()
+        self.read_to.pop(scope, None)
+        self.read_to[scope] = delta.stamp
+        if len(self.read_to) > SCOPES_MAX:
+            del self.read_to[next(iter(self.read_to))]
         for entry in changed:
             if entry.value is None:
                 self.entries.pop(entry.key, None)
@@ -97,13 +129,16 @@ class View:
         self.rendered: dict[ObjectKey, Object] = {}
         self.log: deque[Change] = deque(maxlen=LOG_MAX)
         self.log_start = clock.now()
+        self.forgotten_at = 0  # when something was let go of without a change for it
+        self._silently = False
         self._groups: dict[str, set[ObjectKey]] = {}
         self._shown_by: dict[ObjectKey, str] = {}
         self._names: dict[ResourceId, set[str]] = {}
         self.render: Callable[[str], Mapping[ObjectKey, Object]] = lambda group: {}
         self.on_change: Callable[[str], None] = lambda group: None
         self.on_disposal: Callable[[PeerId, bytes], None] = lambda peer, message: None
-        self.on_revival: Callable[[str], None] = lambda uid: None  # a peer shows what is disposed of
+        # A peer shows what is disposed of.
+        self.on_revival: Callable[[PeerId, str], None] = lambda peer, uid: None
 
     def apply(self, peer: PeerId, delta: Delta) -> None:
         """Take a peer's (or the own) delta in; raises ValueError where an entry's content is malformed."""
@@ -120,6 +155,29 @@ class View:
                 if key[0] == "node":
                     self.lost_nodes[key[1]] = evolve(entry, stamp=stamp)
             self._take(peer, [Entry(key, stamp, None) for key in mirror.entries])
+
+    def position(self, peer: PeerId, scope: Scope) -> tuple[int, int]:
+        """Epoch and stamp of what was read of a machine's table."""
+        mirror = self.mirrors.get(peer)
+        return (0, 0) if mirror is None else (mirror.epoch, mirror.read_to.get(scope, 0))
+
+    def apply_read(self, peer: PeerId, scope: Scope, delta: Delta) -> None:
+        """As `apply`, for a part of the table that was read."""
+        self.clock.observe(delta.stamp)
+        self._take(peer, self.mirrors.setdefault(peer, Mirror()).apply_read(scope, delta))
+
+    def forget(self, peer: PeerId) -> None:
+        """Let go of what a machine said, to make room: nothing has changed, so no watch hears of it."""
+        mirror = self.mirrors.pop(peer, None)
+        if mirror is None:
+            return
+        self._silently = True
+        try:
+            stamp = self.clock.now()
+            self._take(peer, [Entry(key, stamp, None) for key in mirror.entries])
+        finally:
+            self._silently = False
+        self.forgotten_at = self.clock.now()
 
     def manifest(self, uid: str) -> Manifest | None:
         """The newest manifest of a workload that anybody holds, unless it is disposed of."""
@@ -149,6 +207,17 @@ class View:
                 if isinstance(reasons, list) and isinstance(unplaced, int):
                     found.append(Placement(unplaced, tuple(map(str, reasons)), entry.stamp))
         return sorted(found, key=lambda p: p.stamp)
+
+    def runners(self, uid: str) -> set[PeerId]:
+        """Machines that run a workload, as those say who hold its manifest and act for it."""
+        found: set[PeerId] = set()
+        for holder in self.records.get(uid, ()):
+            mirror = self.mirrors.get(holder)
+            entry = mirror.entries.get(("runners", uid)) if mirror else None
+            peers = (entry.value or {}).get("peers") if entry else None
+            if isinstance(peers, list):
+                found |= {PeerId(p) for p in peers if isinstance(p, bytes) and len(p) == KEY_BYTES}
+        return found
 
     def node_name(self, peer: PeerId) -> str:
         """What a machine calls itself; its identity where it has not said so."""
@@ -258,7 +327,7 @@ class View:
 
     def _mind_disposed(self, peer: PeerId, uid: str) -> None:
         if uid in self.disposed and peer != self.own:
-            self.on_revival(uid)
+            self.on_revival(peer, uid)
 
     def _namesakes(self, uid: str, resource: ResourceId | None) -> list[str]:
         """Other uids of the name; the uid itself is taken off the name once nobody holds it any more."""
@@ -307,6 +376,8 @@ class View:
             self._record("MODIFIED" if old is not None else "ADDED", key, obj)
 
     def _record(self, change: str, key: ObjectKey, obj: Object) -> None:
+        if self._silently:
+            return
         if len(self.log) == self.log.maxlen:
             self.log_start = self.log[0].stamp
         self.log.append(Change(self.clock.now(), change, key, obj))

@@ -41,11 +41,12 @@ Propagation = Literal["Background", "Foreground", "Orphan"]
 
 @frozen
 class Listing:
-    """The objects of a list (any order: kubeapi sorts by namespace and name) and the version at which it is
-    true."""
+    """The objects of a list (any order: kubeapi sorts by namespace and name), the version at which it is
+    true, and what may be missing in it, if anything."""
 
     objects: list[Object]
     resource_version: str
+    warning: str = ""
 
 
 @frozen
@@ -126,8 +127,9 @@ class Watch(Protocol):
 class Backend(Protocol):
     """The fabric as the API sees it. ``namespace`` None means all namespaces, or a kind without them."""
 
-    async def list(self, kind: Kind, namespace: str | None) -> Listing:
-        """All objects of a kind; a namespace that does not exist has none."""
+    async def list(self, kind: Kind, namespace: str | None, name: str | None = None) -> Listing:
+        """All objects of a kind; a namespace that does not exist has none. ``name``: the caller will look at that one
+        alone, which may make it cheaper; others may be in the list all the same."""
         ...
 
     async def get(self, kind: Kind, namespace: str | None, name: str) -> Object | None:
@@ -170,10 +172,10 @@ class Backend(Protocol):
         ...
 
     def watch(
-        self, kind: Kind, namespace: str | None, since: str | None
+        self, kind: Kind, namespace: str | None, since: str | None, name: str | None = None
     ) -> AbstractAsyncContextManager[Watch]:
         """Changes after resourceVersion ``since`` (None = after now). Entering raises expired if ``since`` is
-        too old."""
+        too old. ``name`` as for `list`."""
         ...
 
     def logs(

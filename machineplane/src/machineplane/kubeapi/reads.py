@@ -20,9 +20,10 @@ async def list_objects(api: Api, call: Call, target: Target) -> Answer:
     ``continue``."""
     shower, matches = api.shower(call, target), selection(call, target)
     check_list_options(call)
-    listing = await api.backend.list(target.kind, target.namespace)
+    listing = await api.backend.list(target.kind, target.namespace, only_name(call))
     chosen = sorted(filter(matches, listing.objects), key=sort_key)
-    return Answer(shower.many(chosen, listing.resource_version))
+    warnings = (listing.warning,) if listing.warning else ()
+    return Answer(shower.many(chosen, listing.resource_version), warnings=warnings)
 
 
 def check_list_options(call: Call) -> None:
@@ -40,6 +41,15 @@ def check_list_options(call: Call) -> None:
     if match == "Exact" and version != "0":
         # Only the present is kept: an exact past version cannot be had.
         raise ApiError.expired(f"resourceVersion {version} is no longer kept: ask for the present")
+
+
+def only_name(call: Call) -> str | None:
+    """The name of the only object that a field selector lets through, as ``kubectl get NAME --watch`` has it."""
+    for part in call.query.get("fieldSelector", "").split(","):
+        key, equals, value = part.partition("=")
+        if key == "metadata.name" and equals and value and not value.startswith("="):
+            return value
+    return None
 
 
 def sort_key(obj: Object) -> tuple[str, str]:

@@ -14,7 +14,7 @@ from .backend import Listing, Object, Watch, WatchEvent
 from .calls import Answer, Call, Target
 from .context import Api, selection
 from .errors import ApiError
-from .reads import sort_key
+from .reads import only_name, sort_key
 from .representations import Shower
 from .selectors import Matcher
 
@@ -60,10 +60,11 @@ async def watch_objects(api: Api, call: Call, target: Target) -> Answer:
 
     @asynccontextmanager
     async def opened() -> AsyncIterator[AsyncIterator[bytes]]:
-        listing = await api.backend.list(target.kind, target.namespace)
+        name = only_name(call)
+        listing = await api.backend.list(target.kind, target.namespace, name)
         chosen = sorted(filter(matches, listing.objects), key=sort_key)
         since = listing.resource_version if options.since is None else options.since
-        async with api.backend.watch(target.kind, target.namespace, since) as watch:
+        async with api.backend.watch(target.kind, target.namespace, since, name) as watch:
             initial = chosen if options.since is None else []
             lines = EventLines(watch, shower, Selected(matches), options, trio.current_time)
             lines.begin(initial, Listing(chosen, listing.resource_version))
