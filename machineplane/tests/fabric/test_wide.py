@@ -84,7 +84,11 @@ class Member(FakeMachine):
         )
         self.view.on_change = self.changed
         self.remote = Remote(
-            node, guard=self.guardian.guard, stop=self.stop_pod, open_log=lambda query: pytest.fail("no logs")
+            node,
+            guard=self.guardian.guard,
+            stop=self.stop_pod,
+            open_log=lambda query: pytest.fail("no logs"),
+            look=lambda uid: False,
         )
         self.wide = Wide(
             node=node,
