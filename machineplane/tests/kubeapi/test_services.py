@@ -24,6 +24,17 @@ async def test_defaults_and_table(client):
     assert cells["headless"][:4] == ["ClusterIP", "None", "<none>", "<none>"]
 
 
+async def test_a_name_elsewhere_and_a_client_that_stays(client):
+    await client(
+        "POST", SERVICES, service("far", type="ExternalName", externalName="db.example.com", ports=[])
+    )
+    made = await client("POST", SERVICES, service("near", sessionAffinity="ClientIP"))
+    assert (made.status, made.body["spec"]["sessionAffinity"]) == (201, "ClientIP")
+    table = (await client("GET", SERVICES, Accept=TABLE)).body
+    cells = {row["cells"][0]: row["cells"][1:] for row in table["rows"]}
+    assert cells["far"][:4] == ["ExternalName", "<none>", "db.example.com", "<none>"]
+
+
 async def test_a_port_is_merged_by_its_number(client):
     await client("POST", SERVICES, service())
     patch = {"spec": {"ports": [{"port": 80, "targetPort": "http"}]}}
@@ -43,7 +54,10 @@ async def test_a_port_is_merged_by_its_number(client):
         (service(clusterIPs=["10.0.0.1"]), "spec.clusterIPs[0]"),
         (service(externalIPs=["192.0.2.1"]), "spec.externalIPs"),
         (service(externalName="example.com"), "spec.externalName"),
-        (service(sessionAffinity="ClientIP"), "spec.sessionAffinity"),
+        (service(type="ExternalName"), "spec.externalName"),
+        (service(type="ExternalName", externalName="no name"), "spec.externalName"),
+        (service(type="ExternalName", externalName="example.com", clusterIP="None"), "spec.clusterIP"),
+        (service(sessionAffinity="Sticky"), "spec.sessionAffinity"),
         (service(internalTrafficPolicy="Local"), "spec.internalTrafficPolicy"),
         (service(ports=[]), "spec.ports"),
         (service(ports=[{"port": 0}]), "spec.ports[0].port"),

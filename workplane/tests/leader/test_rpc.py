@@ -148,6 +148,7 @@ async def test_a_stateless_replica_serves_any_call_and_a_service_names_its_workl
             "/v1/call",
             {"service": "tools", "method": "do", "leader_only": True, "body": {"a": 1}},
         )
+        assert answer.status_code == 200, answer.text
         assert answer.json()["body"] == {"echo": {"a": 1}} and answer.json()["pod"] == tool.name
         answer = await api(web, "POST", "/v1/call", {"service": "gone", "method": "do"})
         assert (answer.status_code, answer.json()["reason"]) == (404, "NotFound")

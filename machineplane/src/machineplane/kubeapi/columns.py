@@ -233,7 +233,7 @@ COLUMNS: Final[Mapping[str, tuple[Column, ...]]] = MappingProxyType(
             NAME,
             Column("Type", _spec("type", "")),
             Column("Cluster-IP", _spec("clusterIP", "<none>"), description="None: there is no such address."),
-            Column("External-IP", lambda obj, now: "<none>"),
+            Column("External-IP", _spec("externalName", "<none>"), description="Of ExternalName: that name."),
             Column("Port(s)", _service_ports, description="The service's ports."),
             AGE,
             Column("Selector", _service_selector, priority=1),

@@ -1,14 +1,15 @@
 """Services: what is filled in, and what one may say here.
 
 There is no address of the whole fabric: a Service's address is one on the loopback of each pod (workplane-spec, Traffic). So
-``clusterIP`` is ``None`` or absent, and what needs an address or a port of machines is refused by name.
+``clusterIP`` is ``None`` or absent, and what needs an address or a port of machines is refused by name. An ``ExternalName``
+is no more than a name in the pods' DNS.
 """
 
 import re
 from collections.abc import Mapping
 from typing import Any, Final
 
-from .names import label_problem
+from .names import label_problem, subdomain_problem
 from .problems import Problems
 
 Object = Mapping[str, Any]
@@ -16,16 +17,20 @@ Object = Mapping[str, Any]
 MAX_PORT: Final = 65535
 HEADLESS: Final = "None"
 PROTOCOLS: Final = ("TCP", "UDP")
+EXTERNAL_NAME: Final = "ExternalName"
+TYPES: Final = ("ClusterIP", EXTERNAL_NAME)
+AFFINITIES: Final = ("None", "ClientIP")
 #: Fields that only have a meaning for addresses and ports of machines.
 _OF_MACHINES: Final = (
     "externalIPs",
-    "externalName",
     "healthCheckNodePort",
     "loadBalancerClass",
     "loadBalancerIP",
     "loadBalancerSourceRanges",
 )
-_NO_SUCH_ADDRESS: Final = "services have no address or port outside of pods: only ClusterIP is served"
+_NO_SUCH_ADDRESS: Final = (
+    "services have no address or port outside of pods: only ClusterIP and ExternalName are served"
+)
 _PORT_NAME: Final = re.compile(r"(?=.*[a-z])[a-z0-9]+(-[a-z0-9]+)*")  # RFC 6335, 5.1
 
 
@@ -51,8 +56,9 @@ def check_service(obj: Object, problems: Problems) -> None:
         problems.invalid(
             "metadata.name", name, "a Service's name is an RFC 1035 label: it begins with a letter"
         )
-    if spec.get("type") != "ClusterIP":
-        problems.unsupported("spec.type", spec.get("type"), ("ClusterIP",))
+    if spec.get("type") not in TYPES:
+        problems.unsupported("spec.type", spec.get("type"), TYPES)
+    _check_external_name(spec, problems)
     addresses = [("spec.clusterIP", spec.get("clusterIP"))]
     addresses += [(f"spec.clusterIPs[{n}]", value) for n, value in enumerate(spec.get("clusterIPs") or ())]
     for path, value in addresses:
@@ -61,16 +67,30 @@ def check_service(obj: Object, problems: Problems) -> None:
     for field in _OF_MACHINES:
         if spec.get(field):
             problems.forbidden(f"spec.{field}", _NO_SUCH_ADDRESS)
-    if spec.get("sessionAffinity") != "None":
-        problems.unsupported("spec.sessionAffinity", spec.get("sessionAffinity"), ("None",))
+    if spec.get("sessionAffinity") not in AFFINITIES:
+        problems.unsupported("spec.sessionAffinity", spec.get("sessionAffinity"), AFFINITIES)
     if spec.get("internalTrafficPolicy") != "Cluster":
         problems.unsupported("spec.internalTrafficPolicy", spec.get("internalTrafficPolicy"), ("Cluster",))
     _check_ports(spec, problems)
 
 
+def _check_external_name(spec: Object, problems: Problems) -> None:
+    name = spec.get("externalName") or ""
+    if spec.get("type") != EXTERNAL_NAME:
+        if name:
+            problems.forbidden("spec.externalName", f"may only be set where `type` is '{EXTERNAL_NAME}'")
+        return
+    if not name:
+        problems.required("spec.externalName")
+    elif (wrong := subdomain_problem(name.removesuffix("."))) is not None:
+        problems.invalid("spec.externalName", name, wrong)
+    if spec.get("clusterIP"):
+        problems.forbidden("spec.clusterIP", f"may not be set where `type` is '{EXTERNAL_NAME}'")
+
+
 def _check_ports(spec: Object, problems: Problems) -> None:
     ports = spec.get("ports") or ()
-    if not ports and spec.get("clusterIP") != HEADLESS:
+    if not ports and spec.get("clusterIP") != HEADLESS and spec.get("type") != EXTERNAL_NAME:
         problems.required("spec.ports")
     names: set[str] = set()
     numbers: set[tuple[str, int]] = set()
