@@ -283,6 +283,9 @@ class Router:
                 if not won:
                     race.errors.append(f"{record.pod_name}: {error}")
                     self._failed(peer)
+            except Exception:  # noqa: BLE001 -- a defect in how one connection is carried must not end the agent
+                self._log.exception("connection-defect", target=str(target), pod=record.pod_name)
+                race.errors.append(f"{record.pod_name}: see the agent's log")
             finally:
                 race.left -= 1
                 race.stir.set()

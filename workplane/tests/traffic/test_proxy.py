@@ -12,6 +12,7 @@ import pytest
 import trio
 from traffic_support import Machine, Pod, a_port, introduce, pod, read_all, saying, serving, unique, wall
 
+from magik_proto.records import ServiceRecord
 from workplane.catalog import Visibility
 
 WEB = "default/Deployment/web"
@@ -73,6 +74,22 @@ async def test_connections_go_to_the_replicas_in_turn() -> None:
     async with world(saying(b"two"), saying(b"three")) as w:
         said = await w.said(6)
     assert sorted(said) == [b"three"] * 3 + [b"two"] * 3
+
+
+async def test_a_defect_ends_its_connection_and_not_the_agent(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with world(saying(b"two"), saying(b"three")) as w:
+        assert len(await w.said(1)) == 1
+        real, calls = w.client.traffic.router._check, []
+
+        def check(record: ServiceRecord) -> None:
+            calls.append(record)
+            if len(calls) == 1:
+                raise ZeroDivisionError
+            real(record)
+
+        monkeypatch.setattr(w.client.traffic.router, "_check", check)
+        assert len(await w.said(2)) == 2  # the first goes to the other replica
+        assert len(calls) == 3
 
 
 async def test_all_bytes_come_and_a_half_that_ended_leaves_the_other_open() -> None:
