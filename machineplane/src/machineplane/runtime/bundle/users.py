@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from machineplane.runtime.errors import PodSpecError
+from machineplane.runtime.krun.guest.capabilities import CAPABILITIES
 
 _MAX_ACCOUNTS = 1024 * 1024
 """Bytes read of an image's /etc/passwd and /etc/group; accounts behind are not found."""
@@ -29,51 +30,6 @@ DEFAULT_CAPABILITIES = (
     "SETPCAP",
     "SETUID",
     "SYS_CHROOT",
-)
-
-# All of capabilities(7), in the kernel's numbering.
-ALL_CAPABILITIES = (
-    "CHOWN",
-    "DAC_OVERRIDE",
-    "DAC_READ_SEARCH",
-    "FOWNER",
-    "FSETID",
-    "KILL",
-    "SETGID",
-    "SETUID",
-    "SETPCAP",
-    "LINUX_IMMUTABLE",
-    "NET_BIND_SERVICE",
-    "NET_BROADCAST",
-    "NET_ADMIN",
-    "NET_RAW",
-    "IPC_LOCK",
-    "IPC_OWNER",
-    "SYS_MODULE",
-    "SYS_RAWIO",
-    "SYS_CHROOT",
-    "SYS_PTRACE",
-    "SYS_PACCT",
-    "SYS_ADMIN",
-    "SYS_BOOT",
-    "SYS_NICE",
-    "SYS_RESOURCE",
-    "SYS_TIME",
-    "SYS_TTY_CONFIG",
-    "MKNOD",
-    "LEASE",
-    "AUDIT_WRITE",
-    "AUDIT_CONTROL",
-    "SETFCAP",
-    "MAC_OVERRIDE",
-    "MAC_ADMIN",
-    "SYSLOG",
-    "WAKE_ALARM",
-    "BLOCK_SUSPEND",
-    "AUDIT_READ",
-    "PERFMON",
-    "BPF",
-    "CHECKPOINT_RESTORE",
 )
 
 
@@ -171,7 +127,7 @@ def _named(names: Iterable[str], grantable: Sequence[str]) -> set[str]:
         short = str(name).upper().removeprefix("CAP_")
         if short == "ALL":
             found.update(grantable)
-        elif short in ALL_CAPABILITIES:
+        elif short in CAPABILITIES:
             found.add(short)
         else:
             raise PodSpecError(f"securityContext.capabilities: {name!r} is not a capability")
@@ -182,7 +138,7 @@ def grantable_capabilities() -> list[str]:
     """The capabilities that this process can pass on: its bounding set (capabilities(7))."""
     text = Path("/proc/self/status").read_text()
     mask = next((int(line.split()[1], 16) for line in text.splitlines() if line.startswith("CapBnd:")), 0)
-    return [name for number, name in enumerate(ALL_CAPABILITIES) if mask >> number & 1]
+    return [name for number, name in enumerate(CAPABILITIES) if mask >> number & 1]
 
 
 def capabilities(security: Mapping[str, Any], *, devices_filtered: bool) -> dict[str, list[str]]:
@@ -196,7 +152,7 @@ def capabilities(security: Mapping[str, Any], *, devices_filtered: bool) -> dict
     if not devices_filtered:
         granted -= {"MKNOD"}
     dropped = {str(name).upper() for name in wanted.get("drop") or []}
-    granted = set() if "ALL" in dropped else granted - _named(wanted.get("drop") or [], ALL_CAPABILITIES)
+    granted = set() if "ALL" in dropped else granted - _named(wanted.get("drop") or [], CAPABILITIES)
     granted |= _named(wanted.get("add") or [], grantable)
-    names = [f"CAP_{name}" for name in ALL_CAPABILITIES if name in granted]
+    names = [f"CAP_{name}" for name in CAPABILITIES if name in granted]
     return {"bounding": names, "effective": names, "permitted": names}
