@@ -2,7 +2,7 @@
 
     scale       a fabric of many machines, under churn, loss, lies, sybils, sudden death and partition
     plot        a folder of scale's results as pictures over the number of machines
-    leadership  schedules of crashes, partitions and lost disks; counts overlapping leases and double votes
+    leadership  schedules of crashes, partitions and lost disks; counts overlapping leases, shared tokens and double votes
 
 Each prints one JSON object as its last line; ``--seed`` decides all of it, ``NAME --help`` tells the rest.
 """

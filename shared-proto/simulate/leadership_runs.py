@@ -1,6 +1,6 @@
 """Many short schedules of leadership, each from a seed of its own, over all cores.
 
-A seed that fails is printed, and replays alone by ``leadership --seed SEED --schedules 1``.
+For each seed that fails a line is printed that replays it alone.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from time import monotonic
 
 import attrs
 
-from magik_proto.testing.elections import Schedule, Twins, double_votes, overlaps, voters_of
+from magik_proto.testing.elections import Schedule, Twins, double_votes, overlaps, shared_tokens, voters_of
 
 BATCH = 200  # schedules for which a process is asked at once
 
@@ -27,7 +27,11 @@ class Counts:
     schedules: int = 0
     overlaps: int = 0  # two replicas' leases at one time
     falls: int = 0  # a later lease under a lower token: the storage would refuse its writer
+    shared_tokens: int = (
+        0  # two replicas' leases under one token: the storage could not tell their writers apart
+    )
     double_votes: int = 0
+    leaderless: int = 0  # that ended without a leader, though all was well at last; counted where they settle
     leaders: int = 0  # leases under different tokens: that something was tried at all
     votes: int = 0
     events: int = 0
@@ -38,54 +42,75 @@ class Counts:
             setattr(self, field.name, getattr(self, field.name) + getattr(other, field.name))
 
 
-def run_batch(task: tuple[int, int, int, int, bool]) -> Counts:
+@attrs.frozen
+class How:
+    """What all schedules of one call have in common."""
+
+    seconds: int
+    per_second: int
+    twins: bool
+    settle: bool
+
+    def replay(self, seed: int) -> str:
+        """The arguments that run one schedule again."""
+        flags = [f"--{name}" for name in ("twins", "settle") if getattr(self, name)]
+        times = f"--seconds {self.seconds} --per-second {self.per_second}"
+        return " ".join(["leadership", f"--seed {seed} --schedules 1", times, *flags])
+
+
+def run_batch(task: tuple[int, int, How]) -> Counts:
     """The schedules of `count` seeds from `first`."""
-    first, count, seconds, per_second, twins = task
+    first, count, how = task
     counts = Counts()
     for seed in range(first, first + count):
-        counts.add(run_one(seed, seconds, per_second, twins))
+        counts.add(run_one(seed, how))
     return counts
 
 
-def run_one(seed: int, seconds: int, per_second: int, twins: bool) -> Counts:
-    schedule = (Twins if twins else Schedule)(seed, voters_of(seed))
-    schedule.run(seconds, per_second)
+def run_one(seed: int, how: How) -> Counts:
+    schedule = (Twins if how.twins else Schedule)(seed, voters_of(seed))
+    schedule.run(how.seconds, how.per_second)
+    leaderless = how.settle and schedule.settle() is None
     world = schedule.world
-    wrong, twice = overlaps(world.leases), len(double_votes(world))
+    wrong, twice, shared = overlaps(world.leases), double_votes(world), shared_tokens(world.leases)
     at_once = sum(a.ordinal != b.ordinal and b.begin < a.end for a, b in wrong)
     return Counts(
         schedules=1,
         overlaps=at_once,
         falls=len(wrong) - at_once,
-        double_votes=twice,
+        shared_tokens=len(shared),
+        double_votes=len(twice),
+        leaderless=int(leaderless),
         leaders=len({lease.token for lease in world.leases}),
         votes=len(world.votes),
         events=schedule.network.stats.events,
-        failed=[seed] if wrong or twice else [],
+        failed=[seed] if wrong or twice or shared else [],
     )
 
 
-def _tasks(options: argparse.Namespace) -> Iterator[tuple[int, int, int, int, bool]]:
+def _tasks(options: argparse.Namespace, how: How) -> Iterator[tuple[int, int, How]]:
     end = options.seed + options.schedules
     for first in range(options.seed, end, BATCH):
-        yield first, min(BATCH, end - first), options.seconds, options.per_second, options.twins
+        yield first, min(BATCH, end - first), how
 
 
 def main(arguments: list[str]) -> int:
-    """Run them, print what came out; 1 if anything overlapped or voted twice."""
+    """Run them, print what came out; 1 if leases overlapped or shared a token, or somebody voted twice."""
     options = _options(arguments)
+    how = How(options.seconds, options.per_second, options.twins, options.settle)
     total, begin = Counts(), monotonic()
     with get_context("spawn").Pool(options.jobs) as pool:
-        for counts in pool.imap_unordered(run_batch, _tasks(options)):
+        for counts in pool.imap_unordered(run_batch, _tasks(options, how)):
             total.add(counts)
             for seed in counts.failed:
-                print(f"FAILED: replay with leadership --seed {seed} --schedules 1", flush=True)
+                print(f"FAILED: replay with {how.replay(seed)}", flush=True)
     passed = monotonic() - begin
     figures = attrs.asdict(total) | {"failed": sorted(total.failed)[:100], "seed": options.seed}
     figures |= {
         "seconds_each": options.seconds,
         "breaks_per_second": options.per_second,
         "twins": options.twins,
+        "settle": options.settle,
     }
     figures |= {"wall_s": round(passed, 1), "ms_per_schedule": round(1000 * passed / total.schedules, 3)}
     print(json.dumps(figures))
@@ -100,6 +125,9 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--per-second", type=int, default=2, help="how often something breaks")
     parser.add_argument(
         "--twins", action="store_true", help="one founder; pods are made again while they live on"
+    )
+    parser.add_argument(
+        "--settle", action="store_true", help="then 40 s in which all is well; who does not lead is counted"
     )
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes")
     options = parser.parse_args(arguments)

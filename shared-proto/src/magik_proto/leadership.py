@@ -7,8 +7,9 @@ Why leases do not overlap: a leader's lease runs from when it *sent* a heartbeat
 answers keeps from voting for longer than that lease from when it *received* it; a later leader needs a vote of
 one of them. A replica that starts votes for nobody until what it may have promised before is over. Why there
 is one leader in a term: term and vote are stored before the vote is sent, and a replica that has lost them
-votes again only when a majority of the others has stored its new incarnation and told it their terms; votes
-that its earlier self sent are void for everybody who has heard of that.
+votes again only when a majority of the others has stored its new incarnation and told it their terms; what
+its earlier self said is void for everybody who has heard of that. So of whom a majority is counted (votes,
+answers to heartbeats and to a rejoin), nobody has recorded that the life of another of them is over.
 
 Who votes is a configuration: the generation, its number of voters and, while that changes, the number before. Only a
 leader changes it, from one that is settled; then it needs majorities of the old and the new number until both have
@@ -18,6 +19,8 @@ without a majority gives way to what a later one did with one; then by generatio
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import attrs
 
@@ -110,6 +113,12 @@ def _age(reply: RejoinReply) -> tuple[int, int, bool]:
     return Stored(reply.generation, reply.voters, since=reply.since).age
 
 
+def _vouched(told: Mapping[int, RejoinReply], count: int) -> bool:
+    """Whether enough others of so many voters have told what they know: whatever a majority with this replica in it
+    had stored, one of them has. One of two is no majority: behind a partition the other may have let in a twin of it."""
+    return sum(voter < count for voter in told) >= quorum(count)
+
+
 def _incarnation(after: int, rng: RandomSource) -> int:
     """One that is later than `after`; two lives that know of the same past do not choose the same."""
     return ((after >> 32) + 1) << 32 | rng.getrandbits(32)
@@ -145,7 +154,7 @@ class Leadership:
         self._role = Role.IDLE
         self._leader: int | None = None
         self._granted: dict[int, int] = {}  # who is for us, with its incarnation
-        self._told: dict[int, RejoinReply] = {}  # by whom, while recovering
+        self._told: dict[int, tuple[RejoinReply, int]] = {}  # by whom, while recovering, with its incarnation
         self._known: dict[int, int] = {}  # the incarnations that voters have told us of
         self._rounds: dict[int, _Round] = {}
         self._round = 0
@@ -218,7 +227,7 @@ class Leadership:
 
     def _rejoin(self, now: float) -> list[LeadershipOutput]:
         self._deadline = now + self._config.election_s
-        counts = [self._wish.voters, *(count for reply in self._told.values() for count in reply.voters)]
+        counts = [self._wish.voters, *(count for reply, _ in self._told.values() for count in reply.voters)]
         return self._to_all(Rejoin(self._stored.incarnation), max(counts))
 
     def _new_generation(self, generation: int, voters: int) -> list[LeadershipOutput]:
@@ -328,11 +337,12 @@ class Leadership:
             self._stored = attrs.evolve(self._stored, incarnation=newer)
             self._told = {}
             return [self._persist(*self._rejoin(now))]
-        self._told[source] = message
-        newest = max(self._told.values(), key=_age)
-        if not newest.voters or not all(self._vouched(count) for count in newest.voters):
+        self._told[source] = message, self._newest(source)  # an earlier life is not heard
+        valid = {v: reply for v, (reply, incarnation) in self._told.items() if incarnation >= self._newest(v)}
+        newest = max(valid.values(), key=_age)
+        if not newest.voters or not all(_vouched(valid, count) for count in newest.voters):
             return []
-        term = max(reply.term for reply in self._told.values())
+        term = max(reply.term for reply in valid.values())
         self._told = {}
         # An earlier life may lead, or have promised, until now: those who know of this one have heard it till then.
         self._promised = max(self._promised, now + self._config.promise_s)
@@ -341,11 +351,6 @@ class Leadership:
         learnt = {"generation": newest.generation, "voters": newest.voters, "since": newest.since}
         # It votes for nobody in a term that was known before.
         return [self._persist(term=term, vote=self._own, **learnt)]
-
-    def _vouched(self, count: int) -> bool:
-        """Whether enough others of so many voters have told what they know: whatever a majority with this replica in it
-        had stored, one of them has. One of two is no majority: behind a partition the other may have let in a twin of it."""
-        return sum(voter < count for voter in self._told) >= quorum(count)
 
     # -- elections ---------------------------------------------------------------------------------
 

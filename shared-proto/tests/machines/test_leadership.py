@@ -447,6 +447,23 @@ def test_who_lost_its_storage_learns_again_whose_lives_it_had_recorded() -> None
     assert machine.role is Role.FOLLOWER and machine.stored.incarnations == {3: 50}
 
 
+def test_earlier_lives_let_nobody_in() -> None:
+    """Each of a family of earlier lives could let the others' twins in, beside a family of the later ones."""
+    machine = replica(5, own=4, lost=True)
+    machine.receive(Start(), 0.0)
+    vouch = rejoined(machine.stored.incarnation, 7, voters=(5,))
+    assert said(machine, 0, rejoined(machine.stored.incarnation, 9, voters=(5,)), 1.0, Life()) == []
+    assert said(machine, 1, vouch, 1.0, Life()) == []
+    assert said(machine, 2, vouch, 1.1, Life(0, {0: 50})) == [], "2 has recorded that the life of 0 is over"
+    assert said(machine, 0, vouch, 1.2, Life()) == [], "an earlier life is not heard"
+    assert [send.to for send in machine.poll(due(machine))] == [0, 1, 2, 3], "the others are asked again"
+    said(machine, 0, vouch, 1.3, Life(50))
+    assert machine.role is Role.FOLLOWER
+    assert (machine.stored.term, machine.stored.incarnations) == (7, {0: 50}), (
+        "what the earlier one told is void"
+    )
+
+
 def test_one_of_two_does_not_come_back_and_a_lone_one_neither() -> None:
     two = replica(2, own=1, lost=True)
     two.receive(Start(), 0.0)

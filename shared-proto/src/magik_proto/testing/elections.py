@@ -1,7 +1,7 @@
 """Replicas elect a leader while the network parts, machines crash and disks are lost: one seeded `Schedule`.
 
-Whoever runs schedules looks at two things: `overlaps` of the leases that the outside saw, and
-`double_votes`, which no replica may ever give.
+Whoever runs schedules looks at three things: `overlaps` of the leases that the outside saw, `shared_tokens` of them,
+and `double_votes`, which no replica may ever give.
 """
 
 from __future__ import annotations
@@ -332,6 +332,16 @@ def overlaps(leases: list[Lease]) -> list[tuple[Lease, Lease]]:
         for index, a in enumerate(ordered)
         for b in ordered[index + 1 :]
         if (a.ordinal != b.ordinal and b.begin < a.end) or b.token < a.token
+    ]
+
+
+def shared_tokens(leases: list[Lease]) -> list[tuple[Lease, Lease]]:
+    """Pairs of different replicas' leases with one token: a storage could not tell their writers apart."""
+    return [
+        (a, b)
+        for index, a in enumerate(leases)
+        for b in leases[index + 1 :]
+        if a.token == b.token and a.ordinal != b.ordinal
     ]
 
 

@@ -1,9 +1,12 @@
 """The long simulations' command line, in little."""
 
+import importlib
 import json
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 SIMULATE = Path(__file__).parents[3] / "simulate"
 
@@ -22,6 +25,22 @@ def test_leadership_tells_what_it_found_and_is_the_same_for_the_same_seed() -> N
     assert found[0]["leaders"] > 5
     for key in ("leaders", "votes", "events"):
         assert found[0][key] == found[1][key]
+
+
+@pytest.mark.parametrize("flags", [(), ("--twins",), ("--twins", "--settle")])
+def test_a_failed_schedule_is_replayed_with_all_that_decides_it(
+    flags: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(SIMULATE))
+    runs = importlib.import_module("leadership_runs")
+    how = runs.How(seconds=7, per_second=3, twins="--twins" in flags, settle="--settle" in flags)
+    name, *arguments = how.replay(41).split()
+    run = simulate(name, *arguments, "--jobs", "1")
+    found = json.loads(run.stdout.splitlines()[-1])
+    assert (found["seed"], found["schedules"]) == (41, 1), run.stderr
+    assert (found["seconds_each"], found["breaks_per_second"]) == (7, 3)
+    assert (found["twins"], found["settle"]) == (how.twins, how.settle)
+    assert found["events"] == runs.run_one(41, how).events
 
 
 def test_an_unknown_simulation_is_refused_by_name() -> None:
