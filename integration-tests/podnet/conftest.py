@@ -23,9 +23,9 @@ def _await_threads() -> None:
             thread.join(15)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def machine() -> Iterator[None]:
-    """This process is in a fresh network namespace, and so are the threads that it makes."""
+    """This process is in a fresh network namespace, and so are the threads that it makes: until the module's end only."""
     _await_threads()
     before = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
     libc.unshare(libc.CLONE_NEWNET)
