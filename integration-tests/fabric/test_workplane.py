@@ -50,6 +50,25 @@ def test_pods_are_ready_by_their_probes_and_know_the_service_s_name(agents: Lab)
     agents.kubectl("m0", "delete", "service", "web")
 
 
+def test_pods_that_listen_at_a_port_call_others_at_the_same_port(agents: Lab) -> None:
+    agents.kubectl("m0", "create", "service", "clusterip", "web", "--tcp=8080:8080")
+    agents.apply("m0", web(2))
+    names = agents.wait_running("m1", "web", 2)
+    for caller, machine in names.items():
+        seen: set[str] = set()
+
+        def reached(caller: str = caller, machine: str = machine, seen: set[str] = seen) -> bool:
+            call = ("wget", "-q", "-T", "5", "-O", "-", "http://web.default.svc.cluster.local:8080/")
+            seen.add(agents.kubectl(machine, "exec", caller, "--", *call, check=False).strip())
+            return set(names) <= seen
+
+        wait_for(f"{caller} reaches both", reached)
+        own = agents.kubectl(machine, "exec", caller, "--", "wget", "-q", "-O", "-", "http://127.0.0.1:8080/")
+        assert own.strip() == caller
+    agents.remove("m0", "web")
+    agents.kubectl("m0", "delete", "service", "web")
+
+
 def test_what_is_not_alive_is_restarted(agents: Lab) -> None:
     probe = {"exec": {"command": ["test", "!", "-e", "/dead"]}, "periodSeconds": 1, "failureThreshold": 2}
     agents.apply("m0", web(1, livenessProbe=probe))

@@ -56,6 +56,9 @@ class NoNetwork:
         self.calls.append(("recover", pod_uid))
         return Address()
 
+    async def redirect(self, pod_uid: str, pid: int, tcp_port: int) -> None:
+        self.calls.append(("redirect", pod_uid))
+
 
 def make_pod(command: str, **spec: Any) -> dict[str, Any]:
     """A pod of one container ``main`` that runs ``command`` in a shell; ``container`` adds to the container."""

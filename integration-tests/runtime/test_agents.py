@@ -47,8 +47,8 @@ class Agents:
     def __init__(self):
         self.tokens = {}
 
-    def environment(self, pod):
-        return {"BEE_POD_NAME": pod.name}
+    def environment(self, pod, redirect):
+        return {"BEE_POD_NAME": pod.name, "BEE_REDIRECT_PORT": str(redirect)}
 
     def founds(self, pod):
         return pod.pod["metadata"]["labels"].get("founder") == "yes"
@@ -107,6 +107,7 @@ async def test_an_agent_has_its_two_folders_and_nothing_more(ready, pod, eventua
         await eventually(lambda: "seen" in said(ready, uid))
         text = said(ready, uid)
         assert "uid=65534 gid=65534" in text and "BEE_POD_NAME=" + status.name in text and "PATH=/bin" in text
+        assert "BEE_REDIRECT_PORT=4702" in text and ready.network.calls.count(("redirect", uid)) == 1
         assert "CapEff:\t0000000000000000" in text and "CapBnd:\t0000000000000000" in text
         assert "NoNewPrivs:\t1" in text and "Seccomp:\t2" in text
         assert "nameserver 127.0.0.1" not in text  # its own resolver is the machine's

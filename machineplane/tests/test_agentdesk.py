@@ -284,9 +284,8 @@ async def test_a_pod_that_is_gone_has_nothing():
 
 
 def test_the_agent_s_variables():
-    found = environment_of(
-        Bench(annotated(deployment(replicas=0), deny_workloads="shop/*")).attachment, "web-1"
-    )
+    attachment = Bench(annotated(deployment(replicas=0), deny_workloads="shop/*")).attachment
+    found = environment_of(attachment, "web-1", None)
     assert found == {
         "BEE_NAMESPACE": "default",
         "BEE_WORKLOAD_KIND": "Deployment",
@@ -297,6 +296,7 @@ def test_the_agent_s_variables():
         "BEE_MACHINE_API": "unix:/run/magik/agent/machine.sock",
         "BEE_DENY_WORKLOADS": "shop/*",
     }
+    assert environment_of(attachment, "web-1", 4702) == found | {"BEE_REDIRECT_PORT": "4702"}
 
 
 @pytest.mark.parametrize(

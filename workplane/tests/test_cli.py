@@ -45,6 +45,14 @@ def test_defaults_are_those_of_the_specification() -> None:
     assert (config.dht_ttl, config.dht_heartbeat) == (15, 5)
     assert (config.health_interval, config.health_timeout, config.replica_check_interval) == (10, 5, 30)
     assert not config.allow_cross_namespace
+    assert config.redirect_port is None
+
+
+def test_the_redirect_port_is_the_machine_s_word(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BEE_REDIRECT_PORT", "4702")
+    assert config_of().redirect_port == 4702
+    monkeypatch.setenv("BEE_REDIRECT_PORT", "")
+    assert config_of().redirect_port is None
 
 
 def test_the_ordinal_of_a_stateful_pod() -> None:
@@ -57,6 +65,7 @@ def test_the_ordinal_of_a_stateful_pod() -> None:
     [
         (["--namespace", "Not A Label"], "--namespace"),
         (["--replicas", "0"], "--replicas"),
+        (["--redirect-port", "0"], "--redirect-port"),
         (["--replicas", "many"], "--replicas"),
         (["--workload-kind", "DaemonSet"], "--workload-kind"),
         (["--workload-kind", "StatefulSet", "--pod", "web"], "--pod"),

@@ -40,8 +40,8 @@ def wrong_annotation(annotations: Mapping[str, str]) -> str | None:
     return None
 
 
-def environment_of(workload: Attachment, pod: str) -> dict[str, str]:
-    """The variables of the agent of a pod of this name."""
+def environment_of(workload: Attachment, pod: str, redirect: int | None) -> dict[str, str]:
+    """The variables of the agent of a pod of this name; `redirect`: its port to which TCP to Services comes, if it does."""
     record = workload.workload
     annotations = Manifest.of(record).annotations
     chosen = {variable: annotations[name] for name, variable in OPTIONS.items() if annotations.get(name)}
@@ -53,6 +53,7 @@ def environment_of(workload: Attachment, pod: str) -> dict[str, str]:
         "BEE_REPLICAS": str(max(record.replicas, 1)),
         "BEE_LISTEN_ADDRS": LISTEN,
         "BEE_MACHINE_API": MACHINE_API,
+        **({} if redirect is None else {"BEE_REDIRECT_PORT": str(redirect)}),
         **{name: value.replace("\0", " ") for name, value in chosen.items()},
     }
 
@@ -71,10 +72,10 @@ class PodAgents:
         self._host = host
         self._joined.set()
 
-    def environment(self, pod: PodStatus) -> Mapping[str, str]:
-        """The variables of a pod's agent. Raises ValueError or KeyError where the pod's origin is lost."""
+    def environment(self, pod: PodStatus, redirect: int | None) -> Mapping[str, str]:
+        """The variables of a pod's agent (as above). Raises ValueError or KeyError where the pod's origin is lost."""
         try:
-            return environment_of(Attachment.from_bytes(pod.attachment), pod.name)
+            return environment_of(Attachment.from_bytes(pod.attachment), pod.name, redirect)
         except ProtocolError as error:
             raise ValueError(f"the pod's origin is lost: {error}") from error
 

@@ -252,6 +252,7 @@ class Agent:
             own_services=lambda: self.services,
             own_ports=lambda: self.own.ports,
             ready=lambda: self.standing.ready and self.standing.healthy,
+            redirect_port=self.config.redirect_port,
             machine=str(caps.get("machine", "")),
             zone=str(caps.get("zone", "")),
         )

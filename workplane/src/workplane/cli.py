@@ -59,6 +59,13 @@ from workplane.lean import importing
 )
 @click.option("--dns-addr", envvar="BEE_DNS_ADDR", default="127.0.0.1:53", show_default=True)
 @click.option(
+    "--redirect-port",
+    envvar="BEE_REDIRECT_PORT",
+    type=click.IntRange(1, 65535),
+    default=None,
+    help="Where a rule redirects TCP to 127.64.0.0/10; without one each service's port is bound.",
+)
+@click.option(
     "--dht-ttl-secs", envvar="BEE_DHT_TTL_SECS", type=click.FloatRange(0, min_open=True), default=15
 )
 @click.option(
@@ -135,6 +142,7 @@ def read_config(options: dict[str, Any]) -> Config:
         deny_workloads=parse_patterns("--deny-workloads", options["deny_workloads"]),
         allow_cross_namespace=options["allow_cross_namespace"],
         dns_addr=parse_dns(options["dns_addr"]),
+        redirect_port=options["redirect_port"],
         dht_ttl=options["dht_ttl_secs"],
         dht_heartbeat=options["dht_heartbeat_secs"],
         health_interval=options["health_interval_secs"],

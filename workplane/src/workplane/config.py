@@ -47,6 +47,7 @@ class Config:
     deny_workloads: tuple[str, ...] = ()
     allow_cross_namespace: bool = False
     dns_addr: tuple[str, int] = DEFAULT_DNS
+    redirect_port: int | None = None
     dht_ttl: float = 15.0
     dht_heartbeat: float = 5.0
     health_interval: float = 10.0

@@ -13,12 +13,13 @@ from attrs import define, field, frozen
 from trio import socket
 
 from workplane.datagrams import DatagramFront, open_datagrams
-from workplane.pumps import both_ways, reset_unless_done
+from workplane.pumps import both_ways, reset, reset_unless_done
+from workplane.redirect import original_destination
 from workplane.routing import Router, Stream, Target, Unreachable
 
 MAX_LISTENERS: Final = 4096
-"""(address, port) pairs that are listened at; at it the one unused for longest is closed, and opened again when its name is
-asked for. Not earlier: a client may keep an address for as long as it runs. A guess."""
+"""(address, port) pairs at which connections are taken; at it the one unused for longest is closed, and opened again when
+its name is asked for. Not earlier: a client may keep an address for as long as it runs. A guess."""
 MAX_CONNECTIONS: Final = 4096
 """Of the pod's apps to services; at it a further one is reset. A guess, below what a process may have open."""
 BACKLOG: Final = 512
@@ -41,18 +42,23 @@ class _Listener:
 
 
 class Front:
-    """Listeners for clients in this pod. Runs in `nursery`."""
+    """Takes connections and datagrams of clients in this pod. Runs in `nursery`.
+
+    `redirected`: TCP to any place comes to `serve_redirected`, so that no place is bound for it.
+    """
 
     def __init__(
         self,
         router: Router,
         nursery: trio.Nursery,
         *,
+        redirected: bool = False,
         listeners: int = MAX_LISTENERS,
         connections: int = MAX_CONNECTIONS,
     ) -> None:
         self._router = router
         self._nursery = nursery
+        self._redirected = redirected
         self._datagrams = DatagramFront(router, nursery)
         self._listeners: OrderedDict[Place, _Listener] = OrderedDict()
         self._max_listeners = listeners
@@ -65,7 +71,8 @@ class Front:
     async def listen(self, place: Place, target: Target) -> None:
         """Take connections to an address and port for a target; where that is done already, it goes on.
 
-        Raises OSError where the port is taken, as it is by an app that listens at that port of all addresses.
+        Raises OSError where a port that has to be bound is taken, as it is by an app that listens at that port of all
+        addresses.
         """
         if (listener := self._listeners.get(place)) is not None:
             self._listeners.move_to_end(place)
@@ -73,13 +80,37 @@ class Front:
             return
         listener = self._listeners[place] = _Listener(target)
         try:
-            await self._nursery.start(self._serve, place, listener)
+            if not self._redirected or place.protocol != "TCP":
+                await self._nursery.start(self._serve, place, listener)
         except BaseException:
             if self._listeners.get(place) is listener:
                 del self._listeners[place]
             raise
         while len(self._listeners) > self._max_listeners:
             self.close(next(iter(self._listeners)))
+
+    async def serve_redirected(
+        self, port: int, *, task_status: trio.TaskStatus[int] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Take at a port of 127.0.0.1 what clients send to places, until cancelled; says the port.
+
+        Raises OSError where it is taken.
+        """
+        (listening,) = await trio.open_tcp_listeners(port, host="127.0.0.1", backlog=BACKLOG)
+        async with listening:
+            task_status.started(listening.socket.getsockname()[1])
+            await trio.serve_listeners(self._redirect, [listening], handler_nursery=self._nursery)
+
+    async def _redirect(self, client: trio.SocketStream) -> None:
+        destination = original_destination(client)
+        place = Place(*destination) if destination else None
+        listener = self._listeners.get(place) if place else None
+        if place is None or listener is None:
+            self._log.debug("connection to no service", destination=destination)
+            reset(client)
+            client.socket.close()
+            return
+        await self._accepted(place, listener, client)
 
     def close(self, place: Place) -> None:
         """Listen there no more; connections go on."""

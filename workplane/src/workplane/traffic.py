@@ -34,7 +34,10 @@ into an answer by UDP twice over."""
 
 @frozen(kw_only=True)
 class Seams:
-    """What traffic gets of the agent's other parts (`ask` is that of `Services`; the rest as `Router` and `Inbound` say)."""
+    """What traffic gets of the agent's other parts (`ask` is that of `Services`; the rest as `Router` and `Inbound` say).
+
+    `redirect_port`: where TCP to services' addresses is redirected to, if it is.
+    """
 
     node: Node
     catalog: Catalog
@@ -46,6 +49,7 @@ class Seams:
     own_services: Callable[[], Sequence[Service]]
     own_ports: Callable[[], Mapping[str, int]]
     ready: Callable[[], bool]
+    redirect_port: int | None = None
     domain: str = "cluster.local"
     machine: str = ""
     zone: str = ""
@@ -72,7 +76,21 @@ class Traffic:
             open_own=inbound.open_own,
             nursery=nursery,
         )
-        self.front = Front(self.router, nursery)
+        self.redirect_port = 0  # where redirected connections are taken; 0: nowhere
+        self.front = Front(self.router, nursery, redirected=seams.redirect_port is not None)
+
+    async def take_redirected(self, port: int) -> None:
+        """Begin to. A port that is taken is logged: what the pod gives to others goes on."""
+        try:
+            self.redirect_port = await self._nursery.start(self.front.serve_redirected, port)
+        except OSError as error:
+            self._log.error(
+                "no-redirect: this pod's apps reach no service by TCP. Does one of them listen at that port?",
+                port=port,
+                error=str(error),
+            )
+        else:
+            self._log.info("redirected", port=self.redirect_port)
 
     async def lookup(self, name: ServiceName) -> Found | None:
         """What DNS answers for a name; listens there before it does. Raises OSError if the machine cannot be asked."""
@@ -107,7 +125,9 @@ class Traffic:
         yield counter(
             "connections_failed", "Of this pod's apps, for which there was no replica.", self.front.failed
         )
-        yield gauge("service_ports", "Ports of services that are listened at.", len(self.front.places))
+        yield gauge(
+            "service_ports", "Ports of services at which connections are taken.", len(self.front.places)
+        )
         yield counter("datagrams_dropped", "Of this pod's apps, that found no room.", self.front.dropped)
 
     async def _of_pods(self, service: Service, name: ServiceName) -> tuple[IPv4Address, ...]:
@@ -157,6 +177,8 @@ async def open_traffic(seams: Seams) -> AsyncIterator[Traffic]:
     async with trio.open_nursery() as nursery:
         traffic = Traffic(seams, inbound, nursery)
         nursery.start_soon(traffic.router.watch)
+        if seams.redirect_port is not None:
+            await traffic.take_redirected(seams.redirect_port)
         try:
             yield traffic
         finally:

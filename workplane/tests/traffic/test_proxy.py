@@ -11,6 +11,7 @@ import attrs
 import pytest
 import trio
 from traffic_support import Machine, Pod, a_port, introduce, pod, read_all, saying, serving, unique, wall
+from trio import socket
 
 from magik_proto.records import ServiceRecord
 from workplane.catalog import Visibility
@@ -44,8 +45,9 @@ async def world(*apps: Any, service: dict[str, Any] | None = None, **pods: Any) 
     machine, name, port = Machine(), unique("web"), a_port()
     machine.serve(name, port, workloads=(WEB,), **(service or {}))
     async with AsyncExitStack() as stack:
+        open_fabric, port_of_all = bool(pods.get("open_fabric")), pods.pop("redirect_port", None)
         client = await stack.enter_async_context(
-            pod(machine, 1, "client", open_fabric=bool(pods.get("open_fabric")))
+            pod(machine, 1, "client", open_fabric=open_fabric, redirect_port=port_of_all)
         )
         replicas: list[Pod] = []
         for seed, app in enumerate(apps, 2):
@@ -300,6 +302,39 @@ async def test_a_port_that_an_app_has_is_told_and_does_no_harm() -> None:
             (address,) = await w.client.resolve(f"{w.name}.default")
             async with await trio.open_tcp_stream(address, app) as stream:
                 assert await read_all(stream) == b"two"
+
+
+async def test_a_udp_port_that_an_app_has_leaves_the_service_s_tcp_alone() -> None:
+    async with world(saying(b"two")) as w:
+        service = w.machine.services["default", w.name]
+        service["ports"] = [{**service["ports"][0], "protocol": protocol} for protocol in ("UDP", "TCP")]
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as everywhere:
+            await everywhere.bind(("0.0.0.0", w.port))
+            assert await w.said() == [b"two"]
+            assert {place.protocol for place in w.client.traffic.front.places} == {"TCP"}
+
+
+async def test_where_tcp_is_redirected_no_service_s_port_is_bound() -> None:
+    """That the rule's connections come: integration-tests/podnet."""
+    async with world(saying(b"two"), redirect_port=0) as w:
+        (address,) = await w.client.resolve(f"{w.name}.default")
+        assert [(place.host, place.port) for place in w.client.traffic.front.places] == [(address, w.port)]
+        (everywhere,) = await trio.open_tcp_listeners(w.port, host="0.0.0.0")
+        await everywhere.aclose()
+
+
+async def test_a_connection_that_nobody_redirected_is_reset() -> None:
+    async with world(saying(b"two"), redirect_port=0) as w:
+        for _ in range(2):
+            async with await trio.open_tcp_stream("127.0.0.1", w.client.traffic.redirect_port) as stream:
+                assert await is_reset(stream)
+
+
+async def test_a_redirect_port_that_an_app_has_is_told_and_the_rest_goes_on() -> None:
+    (taken,) = await trio.open_tcp_listeners(0, host="0.0.0.0")
+    async with taken, world(saying(b"two"), redirect_port=taken.socket.getsockname()[1]) as w:
+        assert w.client.traffic.redirect_port == 0
+        assert len(await w.client.resolve(f"{w.name}.default")) == 1
 
 
 async def test_introductions_are_mutual() -> None:

@@ -160,6 +160,7 @@ async def pod(
     ports: dict[str, int] | None = None,
     visibility: Visibility | None = None,
     open_fabric: bool = False,
+    redirect_port: int | None = None,
 ) -> AsyncIterator[Pod]:
     """A pod of a Deployment, that knows the pods made before it and is known to them."""
     resource = ResourceId("default", "Deployment", workload)
@@ -203,6 +204,7 @@ async def pod(
             own_services=lambda: machine.selecting(str(resource)),
             own_ports=lambda: numbers,
             ready=lambda: ready[0],
+            redirect_port=redirect_port,
         )
         async with open_traffic(seams) as traffic, trio.open_nursery() as nursery:
             resolver = Resolver("cluster.local", traffic.lookup, ())

@@ -29,7 +29,7 @@ def connect_pod(bridge: Bridge, subnet: IPv4Network, mark: PodMark, pid: int) ->
     """
     try:
         _make_pair(bridge, mark, pid)
-        _enter(mark.uid, pid, lambda: _set_up_inside(subnet, mark))
+        enter_pod(mark.uid, pid, lambda: _set_up_inside(subnet, mark))
     except PodNetworkError:
         disconnect_pod(mark.uid)
         raise
@@ -46,10 +46,11 @@ def pod_address(uid: str, pid: int) -> IPv4Address | None:
     """The IPv4 address on the pod's ``eth0`` as seen inside; None where it has none. :class:`PodGone` as
     above.
     """
-    return _enter(uid, pid, lambda: _inside_address(uid))
+    return enter_pod(uid, pid, lambda: _inside_address(uid))
 
 
-def _enter(uid: str, pid: int, work: Callable[[], T]) -> T:
+def enter_pod(uid: str, pid: int, work: Callable[[], T]) -> T:
+    """What ``work`` gives in the pod's network namespace. :class:`PodGone` as above."""
     try:
         return in_netns(netns_path(pid), work)
     except (FileNotFoundError, ProcessLookupError) as error:

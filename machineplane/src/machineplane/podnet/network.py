@@ -17,6 +17,7 @@ from machineplane.podnet.errors import PodGone, PodNetworkError
 from machineplane.podnet.links import connect_pod, disconnect_pod, pod_address
 from machineplane.podnet.marks import PodMark, is_bridge_name, is_uid, link_name
 from machineplane.podnet.ports import Forward, PortPool
+from machineplane.podnet.redirect import redirect_services
 from machineplane.podnet.rules import add_forward, remove_forward
 
 T = TypeVar("T")
@@ -119,6 +120,14 @@ class BridgedPodNetwork:
             raise PodNetworkError(f"pod {pod_uid}: this network was opened without ports for pods")
         async with self._turn:
             return await self._open(self._ports, pod_uid, udp_port)
+
+    async def redirect(self, pod_uid: str, pid: int, tcp_port: int) -> None:
+        """Have TCP from within a pod to Services' addresses come to ``tcp_port`` of its own 127.0.0.1.
+
+        It lasts as long as the network namespace of process ``pid``. Raises :class:`PodGone`, or
+        :class:`~machineplane.linux.nft.NftError`: then nothing is redirected.
+        """
+        await self._work(partial(redirect_services, pod_uid, pid, tcp_port))
 
     async def _open(self, ports: PortPool, pod_uid: str, udp_port: int) -> int:
         address = self._pool.get(pod_uid)

@@ -26,6 +26,7 @@ from machineplane.runtime.shim_link import Exit
 AGENT = "agent.container"  # no DNS label, so no container of a pod can have this name
 END_S = 2.0
 """How long an agent has to part from its peers when its pod ends, after the pod's containers; a guess."""
+REDIRECT_PORT = 4702  # of the agent in its pod, by TCP; a guess: beside the agent's two others
 _KEPT_LOGS = 2
 
 
@@ -151,9 +152,8 @@ class AgentTask:
             infra_pid=live.book.record.infra_pid,
             agent=True,
         )
-        live.private.write_config(
-            container_id[:12], agent_config(context, self._agents.environment(live.book.status))
-        )
+        variables = self._agents.environment(live.book.status, await self._redirect())
+        live.private.write_config(container_id[:12], agent_config(context, variables))
         folder.make_state(founder=self._agents.founds(live.book.status))
         # A new run has a new key, which the machine never sees: so it gets a new token, and may ask for one pass again.
         self._update(id=container_id, runs=runs + 1, token=secrets.token_urlsafe(32), key="")
@@ -162,6 +162,22 @@ class AgentTask:
             container_id, name=AGENT, attempt=runs, bundle=bundle, layers=layers, log=log, cgroup=cgroup
         )
         await live.link.start(container_id)
+
+    async def _redirect(self) -> int | None:
+        """Have TCP to Services come to one port of the agent; None where that is not to be had.
+
+        Only here, while no agent runs: one that was not told of it listens elsewhere.
+        """
+        book = self._live.book
+        try:
+            await self._live.services.network.redirect(book.status.uid, book.record.infra_pid, REDIRECT_PORT)
+        except Exception as error:  # noqa: BLE001 - another room's: whatever it is, the agent does without
+            self._tell(
+                "AgentNotRedirected",
+                f"the pod's apps cannot listen at ports of Services that they call: {error}",
+            )
+            return None
+        return REDIRECT_PORT
 
     def _tell(self, reason: str, message: str) -> None:
         self._log.warning("agent", reason=reason, message=message)

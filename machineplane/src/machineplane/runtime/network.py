@@ -35,3 +35,8 @@ class PodNetwork(Protocol):
     async def forward(self, pod_uid: str, udp_port: int) -> int:
         """The UDP port of this machine that leads to ``udp_port`` of an attached pod, until ``detach``."""
         ...
+
+    async def redirect(self, pod_uid: str, pid: int, tcp_port: int) -> None:
+        """Have TCP from within a pod to Services' addresses come to ``tcp_port`` of its own 127.0.0.1. Idempotent; where
+        it raises, nothing is redirected."""
+        ...

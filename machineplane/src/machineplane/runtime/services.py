@@ -19,8 +19,8 @@ from machineplane.runtime.status import PodStatus
 class Agents(Protocol):
     """What stands behind the agents of the pods here. Another room's, and what joins them."""
 
-    def environment(self, pod: PodStatus) -> Mapping[str, str]:
-        """The variables of a pod's agent."""
+    def environment(self, pod: PodStatus, redirect: int | None) -> Mapping[str, str]:
+        """The variables of a pod's agent; ``redirect`` is its port to which TCP to Services comes, if it does."""
         ...
 
     def founds(self, pod: PodStatus) -> bool:
