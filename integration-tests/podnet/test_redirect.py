@@ -67,7 +67,7 @@ async def test_an_app_at_all_addresses_and_services_share_a_port(pod: Pod) -> No
     async with open_pod_network(CONFIG) as network:
         await network.attach("one", one.pid)
         await network.redirect("one", one.pid, AGENT)
-        with listening(one.pid, "0.0.0.0", 8080) as app, listening(one.pid, "127.0.0.1", AGENT) as agent:
+        with listening(one.pid, "0.0.0.0", 8080) as app, listening(one.pid, "0.0.0.0", AGENT) as agent:
             for place in SERVICES:
                 with inside(one.pid) as client:
                     client.connect(place)
@@ -90,7 +90,7 @@ async def test_clients_of_one_port_reach_each_its_service(pod: Pod) -> None:
     async with open_pod_network(CONFIG) as network:
         await network.attach("one", one.pid)
         await network.redirect("one", one.pid, AGENT)
-        with listening(one.pid, "127.0.0.1", AGENT) as agent, ExitStack() as stack:
+        with listening(one.pid, "0.0.0.0", AGENT) as agent, ExitStack() as stack:
             for place in SERVICES:
                 client = stack.enter_context(inside(one.pid))
                 client.bind(("127.0.0.1", 30_000))
@@ -98,6 +98,7 @@ async def test_clients_of_one_port_reach_each_its_service(pod: Pod) -> None:
                 meant, accepted = taken(agent)
                 stack.enter_context(accepted)
                 assert meant == place
+                assert accepted.getpeername() == ("127.0.0.1", 30_000)  # none was given another
         await network.detach("one")
 
 
@@ -121,8 +122,8 @@ async def test_the_rule_is_made_once_and_other_tables_are_left_alone(pod: Pod) -
         in_netns(f"/proc/{one.pid}/ns/net", partial(nft.run, own))
         await network.redirect("one", one.pid, AGENT)
         before = ruleset(one.pid)
-        assert "table ip own" in before and before.count("redirect to :4702") == 1
-        with listening(one.pid, "127.0.0.1", AGENT) as agent, inside(one.pid) as client:
+        assert "table ip own" in before and before.count("dnat to :4702") == 1
+        with listening(one.pid, "0.0.0.0", AGENT) as agent, inside(one.pid) as client:
             client.connect(SERVICES[0])
             _, accepted = taken(agent)
             await network.redirect("one", one.pid, AGENT)
@@ -130,7 +131,7 @@ async def test_the_rule_is_made_once_and_other_tables_are_left_alone(pod: Pod) -
             with accepted:  # what is open goes on
                 client.sendall(b"hello")
                 assert accepted.recv(10) == b"hello"
-        assert "redirect" not in nft.run("list ruleset")  # of the machine
+        assert "dnat" not in nft.run("list ruleset")  # of the machine
         await network.detach("one")
 
 
@@ -143,10 +144,10 @@ async def test_a_later_daemon_finds_the_rule_or_makes_it(pod: Pod) -> None:
     async with open_pod_network(CONFIG) as network:
         await network.recover("one", one.pid)
         await network.recover("two", two.pid)
-        assert "redirect" not in ruleset(two.pid)  # its agent, which runs, was not told
+        assert "dnat" not in ruleset(two.pid)  # its agent, which runs, was not told
         await network.redirect("two", two.pid, AGENT)
         for process in (one, two):
-            with listening(process.pid, "127.0.0.1", AGENT) as agent, inside(process.pid) as client:
+            with listening(process.pid, "0.0.0.0", AGENT) as agent, inside(process.pid) as client:
                 client.connect(SERVICES[1])
                 meant, accepted = taken(agent)
                 accepted.close()
@@ -220,6 +221,8 @@ async def _be_a_pod() -> None:
             for place in ((address, 8081), ("127.64.0.1", 8080), ("127.0.0.1", AGENT)):
                 with pytest.raises(trio.BrokenResourceError):
                     await _said(*place)
+            with pytest.raises((OSError, trio.BrokenResourceError)):
+                await _said("10.199.0.2", AGENT)  # the pod's own address
             nursery.cancel_scope.cancel()
 
 

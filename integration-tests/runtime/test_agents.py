@@ -170,6 +170,24 @@ async def test_an_agent_that_dies_is_started_again_alone(ready, pod, eventually)
         await runtime.stop_pod(uid)
 
 
+async def test_an_agent_to_which_nothing_can_be_redirected_is_told_so_and_runs(
+    ready, pod, eventually, monkeypatch
+):
+    async def refuse(pod_uid, pid, tcp_port):
+        raise OSError("no such hook")
+
+    monkeypatch.setattr(ready.network, "redirect", refuse)
+    async with ready.open() as runtime, runtime.changes() as changes:
+        status = await runtime.run_pod(pod("sleep 1000"))
+        await eventually(lambda: "BEE_REDIRECT_PORT=None" in said(ready, status.uid))
+        with trio.fail_after(30):
+            async for change in changes:
+                if isinstance(change, PodEvent) and change.reason == "AgentNotRedirected":
+                    assert "no such hook" in change.message
+                    break
+        await runtime.stop_pod(status.uid)
+
+
 async def test_a_daemon_that_comes_back_serves_the_same_agent(ready, pod, eventually):
     wanted = pod("sleep 1000")
     uid = wanted["metadata"]["uid"]

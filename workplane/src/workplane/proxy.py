@@ -14,7 +14,7 @@ from trio import socket
 
 from workplane.datagrams import DatagramFront, open_datagrams
 from workplane.pumps import both_ways, reset, reset_unless_done
-from workplane.redirect import original_destination
+from workplane.redirect import listen_on_loopback, original_destination
 from workplane.routing import Router, Stream, Target, Unreachable
 
 MAX_LISTENERS: Final = 4096
@@ -92,11 +92,11 @@ class Front:
     async def serve_redirected(
         self, port: int, *, task_status: trio.TaskStatus[int] = trio.TASK_STATUS_IGNORED
     ) -> None:
-        """Take at a port of 127.0.0.1 what clients send to places, until cancelled; says the port.
+        """Take at a port of the loopback what clients send to places, until cancelled; says the port.
 
         Raises OSError where it is taken.
         """
-        (listening,) = await trio.open_tcp_listeners(port, host="127.0.0.1", backlog=BACKLOG)
+        listening = await listen_on_loopback(port, BACKLOG)
         async with listening:
             task_status.started(listening.socket.getsockname()[1])
             await trio.serve_listeners(self._redirect, [listening], handler_nursery=self._nursery)

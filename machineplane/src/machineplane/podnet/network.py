@@ -122,7 +122,7 @@ class BridgedPodNetwork:
             return await self._open(self._ports, pod_uid, udp_port)
 
     async def redirect(self, pod_uid: str, pid: int, tcp_port: int) -> None:
-        """Have TCP from within a pod to Services' addresses come to ``tcp_port`` of its own 127.0.0.1.
+        """Have TCP from within a pod to Services' addresses come to ``tcp_port`` of them.
 
         It lasts as long as the network namespace of process ``pid``. Raises :class:`PodGone`, or
         :class:`~machineplane.linux.nft.NftError`: then nothing is redirected.

@@ -16,7 +16,10 @@ _DSTNAT = -100  # the priority by this name, which nft knows for other hooks
 
 
 def redirect_services(uid: str, pid: int, port: int) -> None:
-    """Have TCP from the pod to any port of :data:`SERVICES` come to ``port`` of 127.0.0.1; done again, nothing changes.
+    """Have TCP from the pod to any port of :data:`SERVICES` come to ``port`` there; done again, nothing changes.
+
+    The address stays: with one for all, clients would share the 64 Ki ports that can lead to it, and a port rests for two
+    minutes (measured: new connections stall after 35,000; as it is, 100,000 at 3,700 a second did not).
 
     Connections that are open go on. Raises :class:`~machineplane.podnet.errors.PodGone`, or
     :class:`~machineplane.linux.nft.NftError`: then nothing is redirected.
@@ -30,7 +33,7 @@ def _install(port: int) -> None:
             f"add table ip {TABLE}\n"
             f"add chain ip {TABLE} output {{ type nat hook output priority {_DSTNAT}; policy accept; }}\n"
             f"flush chain ip {TABLE} output\n"
-            f"add rule ip {TABLE} output ip daddr {SERVICES} meta l4proto tcp redirect to :{port}"
+            f"add rule ip {TABLE} output ip daddr {SERVICES} meta l4proto tcp dnat to :{port}"
         )
     except nft.NftError:
         with suppress(nft.NftError):  # where there is no nftables, there is no table either

@@ -37,6 +37,6 @@ class PodNetwork(Protocol):
         ...
 
     async def redirect(self, pod_uid: str, pid: int, tcp_port: int) -> None:
-        """Have TCP from within a pod to Services' addresses come to ``tcp_port`` of its own 127.0.0.1. Idempotent; where
-        it raises, nothing is redirected."""
+        """Have TCP from within a pod to Services' addresses come to ``tcp_port`` of them. Idempotent; where it
+        raises, nothing is redirected."""
         ...
