@@ -157,6 +157,22 @@ class Lab:
         wait_for(f"no pod of {app} is left", lambda: not self.get(machine, "pods", "-l", f"app={app}"), 60)
 
 
+def processes_of(pod: str) -> list[int]:
+    """All of a pod on this computer: its containers', its agent's, and what holds its namespaces."""
+    nets: dict[str, list[int]] = {}
+    own = set()
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                net = os.readlink(entry / "ns/net")
+                nets.setdefault(net, []).append(int(entry.name))
+                if (entry / "root/etc/hostname").read_text().strip() == pod:
+                    own.add(net)
+            except OSError:
+                continue  # it has ended, or is in no pod
+    return [pid for net in own for pid in nets[net]]
+
+
 def is_ready(obj: dict[str, Any]) -> bool:
     conditions = obj.get("status", {}).get("conditions", [])
     return any(c["type"] == "Ready" and c["status"] == "True" for c in conditions)

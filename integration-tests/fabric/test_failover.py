@@ -14,7 +14,7 @@ from threading import Thread
 
 import pytest
 from attrs import frozen
-from lab_support import Lab, deployment, running_lab, wait_for
+from lab_support import Lab, deployment, processes_of, running_lab, wait_for
 
 from machineplane.runtime.images.agent import Baked
 from machineplane.runtime.images.store import machine_architecture
@@ -57,23 +57,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
             return said if said.startswith("127.") else ""
 
         address = wait_for("the Service has an address", resolve)
-        yield World(lab, processes(client)[0], address)
-
-
-def processes(pod: str) -> list[int]:
-    """All of a pod on this computer: its containers', its agent's, and what holds its namespaces."""
-    nets: dict[str, list[int]] = {}
-    own = set()
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                net = os.readlink(entry / "ns/net")
-                nets.setdefault(net, []).append(int(entry.name))
-                if (entry / "root/etc/hostname").read_text().strip() == pod:
-                    own.add(net)
-            except OSError:
-                continue  # it has ended, or is in no pod
-    return [pid for net in own for pid in nets[net]]
+        yield World(lab, processes_of(client)[0], address)
 
 
 def command_line(pid: int) -> bytes:
@@ -128,7 +112,7 @@ Kill = Callable[[World, list[int]], None]
 
 def death(world: World, victim: str, how: Kill) -> tuple[float, float]:
     """Kill it; when the first and the last of its two processes, app and agent, that end by that have ended."""
-    pids = [pid for pid in processes(victim) if not is_child(pid)]
+    pids = [pid for pid in processes_of(victim) if not is_child(pid)]
     watched = [
         pid for pid in pids if (is_app(pid) and how != kill_agent) or (is_agent(pid) and how != kill_app)
     ]

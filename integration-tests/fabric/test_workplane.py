@@ -1,11 +1,14 @@
 """Pods with their real agents, on two machines: as the wheel's image has them (`nox -s workplane-image`)."""
 
+import json
 import re
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
-from lab_support import Lab, deployment, running_lab, wait_for
+from lab_support import Lab, deployment, processes_of, run, running_lab, wait_for
 
 from machineplane.runtime.images.agent import Baked
 from machineplane.runtime.images.store import machine_architecture
@@ -113,3 +116,36 @@ def test_a_bare_pod_has_an_agent_as_well(agents: Lab) -> None:
         ),
     )
     agents.kubectl("m0", "delete", "pod", "once")
+
+
+def shell(agents: Lab, pod: str, script: str) -> str:
+    return agents.kubectl("m0", "exec", pod, "--", "sh", "-c", script, check=False)
+
+
+def try_doors(agents: Lab, process: int, peer: str, url: str) -> dict[str, dict[str, Any]]:
+    script = str(Path(__file__).with_name("intruder.py"))
+    said = run("nsenter", f"--net=/proc/{process}/ns/net", sys.executable, script, peer, url)
+    return dict(json.loads(said.splitlines()[-1]))
+
+
+def test_a_pod_gets_nothing_at_machines_doors(agents: Lab) -> None:
+    """Neither the socket of its own agent, nor what machines have open to the network."""
+    agents.apply("m0", deployment("pry", 1, "while :; do sleep 0.1; done"))
+    (pod,) = agents.wait_running("m0", "pry", 1)
+    wait_for("its agent's door is open", lambda: "agent.sock" in shell(agents, pod, "ls /run/magik/app"))
+    said = shell(
+        agents, pod, "ls /run/magik/agent; find / -name machine.sock -o -name credentials; > /run/magik/app/x"
+    )
+    assert "/run/magik/agent: No such file" in said and "x: Read-only file system" in said
+    assert "machine.sock" not in said and "credentials" not in said
+    process = processes_of(pod)[0]
+    for node in agents.get("m0", "nodes"):
+        marks = node["metadata"]["annotations"]
+        machine = agents.machines[node["metadata"]["name"]]
+        said_there = try_doors(
+            agents, process, f"{marks['magik.io/identity']}@{marks['magik.io/mesh']}", machine["api"]
+        )
+        assert set(said_there["rest"].values()) == {401}, said_there
+        assert "membership.missing" in said_there["mesh"]["magik-machine/1"], said_there
+        assert said_there["mesh"]["magik-workload/1"] != "taken", said_there
+    agents.remove("m0", "pry")
