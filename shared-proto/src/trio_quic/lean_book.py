@@ -7,6 +7,7 @@ from aioquic.quic.stream import QuicStream
 from .hardened import HardenedConnection
 from .interface import CoreConfig
 from .lean_stream import LeanStream, on_delivery
+from .path_size import PathSize
 from .tls import CertificateCheck
 
 _ACKED = QuicDeliveryState.ACKED
@@ -28,6 +29,7 @@ class LeanBook(HardenedConnection):
         self._waiting: dict[QuicStream, None] = {}
         self._held: dict[QuicStream, None] = {}
         self._limit_news: dict[QuicStream, None] = {}
+        self._path_size = PathSize(config.limits.datagram_size, config.limits.largest_datagram)
 
     # aioquic's list of all streams that it walks: for ever empty, since nobody but us writes stream frames.
     @property
@@ -77,6 +79,8 @@ class LeanBook(HardenedConnection):
     ) -> None:
         sender = stream.sender
         on_delivery(sender, delivery, start, stop, fin)
+        if stop - start >= self._path_size.base and self._path_size.on_data(delivery is _ACKED):
+            self.resize()
         if sender.is_finished:
             self._discard_if_over(stream)
         elif delivery is not _ACKED and not sender.buffer_is_empty:
@@ -106,6 +110,10 @@ class LeanBook(HardenedConnection):
                 self.discarded.append(stream_id)
             self._waiting.pop(stream, None)
             self._held.pop(stream, None)
+
+    def resize(self) -> None:
+        """Send datagrams of the size that the path takes, from now on."""
+        raise NotImplementedError
 
     # -- aioquic writes nothing about streams and credit
 

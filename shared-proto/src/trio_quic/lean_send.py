@@ -4,9 +4,7 @@ from typing import Any
 
 from aioquic._buffer import Buffer
 from aioquic.buffer import size_uint_var
-from aioquic.quic.connection import (
-    QuicConnectionState,
-)
+from aioquic.quic.connection import QuicConnectionState, QuicNetworkPath
 from aioquic.quic.crypto import CryptoPair
 from aioquic.quic.packet import (
     QuicFrameType,
@@ -75,7 +73,8 @@ class LeanSender(LeanBook):
         self._unacknowledged = 0
         self._cid_news = True
         self._idle_limit = 0.0
-        self._out = Buffer(self._max_datagram_size)
+        self._out = Buffer(max(self._max_datagram_size, config.limits.largest_datagram))
+        self._sized_for: Any = None
         self._pair: CryptoPair | None = None
         self._space: QuicPacketSpace | None = None
 
@@ -118,6 +117,10 @@ class LeanSender(LeanBook):
     def datagrams_to_send(self, now: float) -> list[Datagram]:
         """As in aioquic: what is due, and what the congestion window lets through."""
         out: list[Datagram] = []
+        if self._network_paths[0].addr != self._sized_for:
+            self._sized_for = self._network_paths[0].addr
+            self._path_size.restart()
+            self.resize()
         if not self.is_quiet:
             out = super().datagrams_to_send(now=now)
             self._cid_news = not all(cid.was_sent for cid in self._host_cids)
@@ -127,6 +130,8 @@ class LeanSender(LeanBook):
                 out.append((datagram, path.addr))
                 if not self.has_news:
                     break
+            if path.is_validated and (size := self._path_size.probe()):
+                out.append((self._size_probe(size, now), path.addr))
         return out
 
     def get_timer(self) -> float | None:
@@ -200,6 +205,33 @@ class LeanSender(LeanBook):
                 buf.push_uint_var(_PING)  # have acknowledgements acknowledged, so that we can forget them
                 eliciting = True
         return self._seal(buf, header, handlers, eliciting, now)
+
+    def _size_probe(self, size: int, now: float) -> bytes:
+        """A packet that makes a datagram of this size."""
+        buf, header = self._out, _HEADER_ROOM + len(self._peer_cid.cid)
+        buf.seek(header)
+        buf.push_uint_var(_PING)
+        buf.push_bytes(bytes(size - _TAG - buf.tell()))
+        return self._seal(buf, header, [(self._on_size_probe, (size,))], True, now, in_flight=False)
+
+    def _on_size_probe(self, delivery: QuicDeliveryState, size: int) -> None:
+        self._path_size.on_probe(size, delivery is _ACKED)
+        self.resize()
+
+    def resize(self) -> None:
+        """Send datagrams of the size that the path takes."""
+        if self._max_datagram_size != self._path_size.size:
+            self._max_datagram_size = self._path_size.size
+            self._loss.resize(self._max_datagram_size)
+
+    def _send_probing_frames(self, network_path: QuicNetworkPath, now: float) -> list[Datagram]:
+        """As in aioquic: on another path, so with what every path takes."""
+        size, self._max_datagram_size = self._max_datagram_size, self._path_size.base
+        try:
+            probes: list[Datagram] = super()._send_probing_frames(network_path=network_path, now=now)
+        finally:
+            self._max_datagram_size = size
+        return probes
 
     def _put_frames(self, buf: Buffer, end: int, handlers: list[Handler]) -> bool:
         """Fill a packet up to ``end``. Returns whether there was anything."""
@@ -293,7 +325,16 @@ class LeanSender(LeanBook):
         else:
             sender.buffer_is_empty = True
 
-    def _seal(self, buf: Buffer, header: int, handlers: list[Handler], eliciting: bool, now: float) -> bytes:
+    def _seal(
+        self,
+        buf: Buffer,
+        header: int,
+        handlers: list[Handler],
+        eliciting: bool,
+        now: float,
+        *,
+        in_flight: bool = True,
+    ) -> bytes:
         """Encrypt the packet in ``buf``, and account for it."""
         number, space = self._packet_number, self._space or self._application()
         stop = max(buf.tell(), header + 2)
@@ -302,7 +343,15 @@ class LeanSender(LeanBook):
         datagram = self._encrypt(buf.data_slice(header, stop), number)
         self._packet_number = number + 1
         packet = QuicSentPacket(
-            _ONE_RTT, eliciting, eliciting, False, number, _ONE_RTT_PACKET, now, len(datagram), handlers
+            _ONE_RTT,
+            eliciting and in_flight,
+            eliciting,
+            False,
+            number,
+            _ONE_RTT_PACKET,
+            now,
+            len(datagram),
+            handlers,
         )
         self._loss.on_packet_sent(packet=packet, space=space)
         self._loss._pacer.update_after_send(now=now)
@@ -310,6 +359,8 @@ class LeanSender(LeanBook):
             self._close_at = now + self._idle_timeout()
             self._ack_eliciting_sent_since_receipt = True
         self._network_paths[0].bytes_sent += len(datagram)
+        if len(datagram) + _ROOM_STREAM > self._max_datagram_size:
+            self._path_size.on_full()
         return datagram
 
     def _encrypt(self, payload: bytes, number: int) -> bytes:

@@ -68,7 +68,11 @@ class Limits:
     """Bytes of one stream that the peer has not acknowledged. At it, ``send_all`` waits."""
 
     datagram_size: int = attrs.field(default=1200, validator=[validators.ge(1200), validators.le(65527)])
-    """UDP payload that we send. 1200 passes everywhere (RFC 9000 §14); path MTU discovery is not done."""
+    """UDP payload that we send first. 1200 passes everywhere (RFC 9000 §14)."""
+
+    largest_datagram: int = attrs.field(default=8952, validator=[validators.ge(1200), validators.le(16383)])
+    """UDP payload up to which a connection with bulk probes what its path takes (RFC 8899): 1452, then 8952. No more than
+    ``datagram_size``: it does not."""
 
     socket_buffer: int = attrs.field(default=2 * MIB, validator=validators.ge(4 * KIB))
     """Receive and send buffers asked of the kernel for a UDP socket that the endpoint opens; the kernel may

@@ -22,6 +22,13 @@ _UDP_SEGMENT = 103
 _MOST_SEGMENTS = 64
 _MOST_BYTES = 65_000
 _LEAST_SEGMENTS = 3
+# Don't fragment, and leave it to us to find out what a path takes (RFC 9000 §14; linux/in.h and in6.h, which Python does not
+# name): IP_MTU_DISCOVER and IPV6_MTU_DISCOVER, IP_PMTUDISC_PROBE.
+_MTU_DISCOVER = {
+    stdlib_socket.AF_INET: (stdlib_socket.IPPROTO_IP, 10),
+    stdlib_socket.AF_INET6: (stdlib_socket.IPPROTO_IPV6, 23),
+}
+_PROBE = 3
 # What a kernel or network card says that cannot.
 _NO_SEGMENTS = frozenset({errno.EIO, errno.EINVAL, errno.ENOPROTOOPT, errno.EOPNOTSUPP, errno.EMSGSIZE})
 
@@ -143,6 +150,8 @@ def open_udp_socket(host: str, port: int, buffer_bytes: int) -> UdpSocket:
         socket.setblocking(False)
         for option in (stdlib_socket.SO_RCVBUF, stdlib_socket.SO_SNDBUF):
             socket.setsockopt(stdlib_socket.SOL_SOCKET, option, buffer_bytes)
+        if sys.platform == "linux":
+            socket.setsockopt(*_MTU_DISCOVER[family], _PROBE)
         socket.bind(address)
     except OSError:
         socket.close()
