@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -186,6 +187,22 @@ async def test_an_agent_to_which_nothing_can_be_redirected_is_told_so_and_runs(
                     assert "no such hook" in change.message
                     break
         await runtime.stop_pod(status.uid)
+
+
+async def test_a_founder_whose_folder_is_lost_founds_no_second_time(ready, pod, eventually):
+    async with ready.open() as runtime:
+        wanted = pod("sleep 1000")
+        wanted["metadata"]["labels"]["founder"] = "yes"
+        uid = (await runtime.run_pod(wanted)).uid
+        await eventually(lambda: "seen" in said(ready, uid))
+        old = agent_pid(ready, uid)
+        state = Path(f"/proc/{old}/root/run/magik/agent/state")
+        assert os.listdir(state) == ["founder"]
+        shutil.rmtree(state)
+        os.kill(old, signal.SIGKILL)
+        await eventually(lambda: "HTTP/1.1 200" in said(ready, uid, 1))
+        assert os.listdir(f"/proc/{agent_pid(ready, uid)}/root/run/magik/agent/state") == []
+        await runtime.stop_pod(uid)
 
 
 async def test_a_daemon_that_comes_back_serves_the_same_agent(ready, pod, eventually):

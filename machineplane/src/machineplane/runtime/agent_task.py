@@ -154,7 +154,8 @@ class AgentTask:
         )
         variables = self._agents.environment(live.book.status, await self._redirect())
         live.private.write_config(container_id[:12], agent_config(context, variables))
-        folder.make_state(founder=self._agents.founds(live.book.status))
+        # A folder that is made again has lost what an earlier run stored there: that one has founded, and nobody does twice.
+        folder.make_state(founder=runs == 0 and self._agents.founds(live.book.status))
         # A new run has a new key, which the machine never sees: so it gets a new token, and may ask for one pass again.
         self._update(id=container_id, runs=runs + 1, token=secrets.token_urlsafe(32), key="")
         folder.hand_over(self._record.token)

@@ -61,8 +61,8 @@ def test_what_was_wrong_with_twins(seed: int) -> None:
 
 
 # While who had lost its storage forgot whose later lives it had recorded; the third, while one of two let the other in; the
-# last, while earlier lives could let others in: two families of lives, each a majority, voted side by side.
-TWINS_FOUND_LATER = (510001279, 510001489, 510004632, 510007838, 510010041)
+# last two, while earlier lives could let others in: two families of lives, each a majority, voted side by side.
+TWINS_FOUND_LATER = (510001279, 510001489, 510004632, 510007838, 510010041, 520003547)
 
 
 @pytest.mark.parametrize("seed", TWINS_FOUND_LATER)
