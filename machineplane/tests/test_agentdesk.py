@@ -118,6 +118,7 @@ class Bench:
         self.runtime = Runtime(self.pod)
         self.holdings = Holdings()
         self.looked = []
+        self.read = []
         self.desk = AgentDesk(
             runtime=self.runtime,
             node=Node(shown),
@@ -130,7 +131,11 @@ class Bench:
             zone="here",
             wall=lambda: NOW,
             look=self.look,
+            read_service=self.read_service,
         )
+
+    async def read_service(self, namespace, name):
+        self.read.append((namespace, name))
 
     async def look(self, uid):
         self.looked.append(uid)
@@ -227,14 +232,15 @@ async def test_services_of_other_namespaces_are_for_those_that_may_meet_them():
     bench = Bench()
     bench.hold(service("web", "shop", app="web"))
     bench.hold(service("own", app="web"))
-    assert bench.desk.service(POD_UID, "default", "own")["name"] == "own"
+    assert (await bench.desk.service(POD_UID, "default", "own"))["name"] == "own"
     for namespace, name in (("shop", "web"), ("default", "none")):
         with pytest.raises(Refusal) as refused:
-            bench.desk.service(POD_UID, namespace, name)
+            await bench.desk.service(POD_UID, namespace, name)
         assert refused.value.code == 404
+    assert bench.read == [("default", "own"), ("default", "none")], "what is not for it is not looked for"
     bench = Bench(annotated(deployment(), allow_cross_namespace="true"))
     bench.hold(service("web", "shop", app="web"))
-    assert bench.desk.service(POD_UID, "shop", "web")["namespace"] == "shop"
+    assert (await bench.desk.service(POD_UID, "shop", "web"))["namespace"] == "shop"
 
 
 async def test_what_the_agent_says_reaches_the_runtime():
@@ -275,10 +281,12 @@ async def test_healing_asks_for_the_own_workload_alone_and_not_for_what_is_delet
 
 async def test_a_pod_that_is_gone_has_nothing():
     bench = Bench()
-    for ask in (bench.desk.state, lambda uid: bench.desk.service(uid, "default", "x")):
-        with pytest.raises(Refusal) as refused:
-            ask("another")
-        assert refused.value.code == 404
+    with pytest.raises(Refusal) as refused:
+        bench.desk.state("another")
+    assert refused.value.code == 404
+    with pytest.raises(Refusal) as refused:
+        await bench.desk.service("another", "default", "x")
+    assert refused.value.code == 404
     with pytest.raises(Refusal), trio.fail_after(5):
         await bench.desk.heal("another", 1, 1)
 

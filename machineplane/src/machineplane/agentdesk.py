@@ -53,8 +53,9 @@ Json = Mapping[str, Any]
 
 @frozen(kw_only=True)
 class AgentDesk:
-    """A `machineplane.agents.Host`. ``look`` asks the machine that acts for a workload to look at it; ``addresses`` are
-    those at which other machines reach this one, the best first."""
+    """A `machineplane.agents.Host`. ``look`` asks the machine that acts for a workload to look at it; ``read_service``
+    brings a Service and what it selects into the view; ``addresses`` are those at which other machines reach this one, the
+    best first."""
 
     runtime: Runtime
     node: Node
@@ -67,6 +68,7 @@ class AgentDesk:
     zone: str | None
     wall: Callable[[], int]
     look: Callable[[UUID], Awaitable[bool]]
+    read_service: Callable[[str, str], Awaitable[None]]
 
     def _pod(self, uid: str) -> tuple[PodStatus, Attachment]:
         try:
@@ -168,11 +170,14 @@ class AgentDesk:
             "annotations": dict(metadata.get("annotations") or {}),
         }
 
-    def service(self, uid: str, namespace: str, name: str) -> Json:
+    async def service(self, uid: str, namespace: str, name: str) -> Json:
         """A Service of the pod's own namespace, or of another one if its workload says that it meets those."""
         status, attachment = self._pod(uid)
         crosses = Manifest.of(attachment.workload).annotations.get(CROSS_NAMESPACE) == "true"
-        found = self.services.named(namespace, name) if namespace == status.namespace or crosses else None
+        found = None
+        if namespace == status.namespace or crosses:
+            await self.read_service(namespace, name)
+            found = self.services.named(namespace, name)
         if found is None:
             raise _not_found(f'services "{name}" not found in the namespace {namespace}')
         return self._service(found)

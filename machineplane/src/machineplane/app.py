@@ -12,7 +12,7 @@ import json
 import os
 import random
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from ipaddress import ip_address
 from typing import Any
@@ -34,7 +34,7 @@ from machineplane.fabric.holdings import Holdings, HoldingsFull
 from machineplane.fabric.manifests import Manifest, Object
 from machineplane.fabric.nodes import Host, node_labels, node_object
 from machineplane.fabric.objects import render
-from machineplane.fabric.pods import DeployError, Marks, PodKeeper, PodState
+from machineplane.fabric.pods import Attachment, DeployError, Marks, PodKeeper, PodState
 from machineplane.fabric.remote import LogQuery, LogUnavailable, Remote
 from machineplane.fabric.scope import OF, resource_text
 from machineplane.fabric.services import Services
@@ -70,10 +70,12 @@ from machineplane.scheduling.capacity import architecture, read_capacity
 from machineplane.scheduling.letters import Job
 from machineplane.scheduling.market import DeployFailed, Market
 from machineplane.scheduling.requirements import RequirementsError, priority_of, requirements_of
+from machineplane.upkeep import Upkeep, Wanted
 from magik_mesh import MeshError, Node, PeerDown, PeerUp
 from magik_proto import bidder
 from magik_proto.awards import Delivery
 from magik_proto.clock import HybridClock
+from magik_proto.errors import ProtocolError
 from magik_proto.identity import PeerId, format_address
 from magik_proto.placement import Capacity, MachineFacts, needs
 from magik_proto.records import Workload, canonical_json
@@ -155,6 +157,9 @@ class Machine:
             node, guard=self.guardian.guard, stop=self.keeper.stop, open_log=self._open_log, look=self._look
         )
         self.wide = self._make_wide()
+        self.upkeep = Upkeep(
+            self.wide.outlook, lambda: node.size_estimate() if node.large else 0, self._pods_want
+        )
         runtime.join_peers(ImagePeers(node, Handout(runtime.images), random.SystemRandom()))
         access = PodAccess(runtime)
         self.sessions = Sessions(node, {EXEC: access.execute, ATTACH: access.attach}, access.connect)
@@ -177,6 +182,7 @@ class Machine:
             zone=dict(self.config.labels).get(ZONE),
             wall=wall_ms,
             look=self._ask_actor,
+            read_service=lambda namespace, name: self.upkeep.service(namespace, name),
         )
 
     def _make_keeper(self) -> PodKeeper:
@@ -277,7 +283,13 @@ class Machine:
         start_soon = self.nursery.start_soon
         for task in (self.follower.run, self.guardian.run, self.market.run, self.disposals.run):
             start_soon(task)
-        for task in (self.wide.run, self._watch_runtime, self._watch_peers, self._read_again):
+        for task in (
+            self.wide.run,
+            self.upkeep.run,
+            self._watch_runtime,
+            self._watch_peers,
+            self._read_again,
+        ):
             start_soon(task)
         self._announce(await self.nursery.start(serve_api, self._api_config(), self.backend))
 
@@ -405,21 +417,31 @@ class Machine:
             if namespace is None or here.get(uid) == namespace:
                 self.agents.changed(uid)
 
+    def _pods_want(self) -> Iterator[Wanted]:
+        """What pods refer to; and for those with an agent their workload, its Services, and what else there is beside."""
+        with_agent = set(self.agents.uids())
+        for pod in self.runtime.pods():
+            for kind, name in references_of(pod.pod["spec"]):
+                yield Wanted(pod.namespace, kind, name)
+            if pod.uid in with_agent:
+                yield Wanted(pod.namespace)
+                with suppress(ProtocolError, ValueError, KeyError):
+                    resource = Attachment.from_bytes(pod.attachment).workload.resource
+                    yield Wanted(resource.namespace, resource.kind, resource.name)
+
     def _look(self, uid: UUID) -> bool:
         """Look at a workload that this machine acts for; whether it is disposed of."""
         self.guardian.wake(str(uid))
         return self.holdings.is_disposed(uid, trio.current_time())
 
     async def _ask_actor(self, uid: UUID) -> bool:
-        peer = self.guardian.actor_of(uid)
-        if peer is None:
+        manifest = self.view.manifest(str(uid))
+        if manifest is None:
             return False
         try:
-            return await self.remote.look(peer, uid)
-        except (
-            MeshError
-        ) as error:  # it may be about to be found dead; then another one acts, and is asked again
-            self.log.info("look-lost", peer=str(peer), workload=str(uid), error=str(error))
+            return await self.remote.ask_actor(manifest.record, self.guardian.actor_of(manifest.record))
+        except MeshError as error:  # who acts may be about to be found dead; then another one is asked
+            self.log.info("look-lost", workload=str(uid), error=str(error))
             return False
 
     async def _watch_peers(self) -> None:

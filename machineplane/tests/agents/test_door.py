@@ -36,7 +36,7 @@ class Pod:
     async def execute(self, uid, container, command, timeout_s):
         return 3, "no"
 
-    def service(self, uid, namespace, name):
+    async def service(self, uid, namespace, name):
         if name == "boom":
             raise RuntimeError("a defect")
         raise Refusal(404, "NotFound", "no such Service")

@@ -63,6 +63,7 @@ class Member(FakeMachine):
         self.node = node
         self.others = others
         self.tenders: list[int] = []
+        self.looks = 0
         self.nursery = nursery
         self.dead = False
         clock = HybridClock(wall)
@@ -101,7 +102,7 @@ class Member(FakeMachine):
             guard=self.guardian.guard,
             stop=self.stop_pod,
             open_log=lambda query: pytest.fail("no logs"),
-            look=lambda uid: False,
+            look=self.look,
         )
         self.wide = Wide(
             node=node,
@@ -126,6 +127,10 @@ class Member(FakeMachine):
         kind, _, ident = group.partition("/")
         if kind == "workload":
             self.guardian.wake(ident)
+
+    def look(self, uid: object) -> bool:
+        self.looks += 1
+        return False
 
     def stop_pod(self, uid: str, grace_s: int | None) -> None:
         self.table.remove(("pod", uid))
@@ -295,7 +300,8 @@ async def test_after_its_author_a_guardian_acts_and_one_alone(autojump_clock: Mo
 
 async def test_who_changes_a_workload_elsewhere_is_its_author_from_then_on(autojump_clock: MockClock) -> None:
     async with many() as (_, members):
-        author, editor = members[0], stranger_to(members, members[0])
+        author = members[1]  # no guardian of it
+        editor = stranger_to(members, author)
         before = apply(author)
         await author.remote.spread(before)
         await until(lambda: len(author.pods()) == 3, 20)
@@ -318,3 +324,20 @@ async def test_who_missed_a_delete_is_told_when_it_is_read(autojump_clock: MockC
         await author.wide.outlook.all_of("Pod", None)
         await trio.sleep(5)
         assert [m.name for m in members if m.table.entries("pod")] == []
+
+
+async def test_who_acts_is_found_by_machines_that_are_not_connected_with_it(
+    autojump_clock: MockClock,
+) -> None:
+    async with many() as (fabric, members):
+        author = members[0]
+        workload = apply(author)
+        await author.remote.spread(workload)
+        asking = stranger_to(members, author)
+        await asking.remote.ask_actor(workload, asking.id)
+        assert [m.name for m in members if m.looks] == [author.name]
+        cut(fabric, author)
+        await asking.remote.ask_actor(workload, asking.id)
+        (acting,) = [m for m in members if m.looks and m is not author]
+        near = await asking.wide.index.nearest("workload", str(workload.resource))
+        assert acting.id == next(peer for peer in near if peer != author.id)

@@ -62,7 +62,7 @@ class Host(Protocol):
         """Run a command; its exit code and the beginning of its output."""
         ...
 
-    def service(self, uid: str, namespace: str, name: str) -> Json:
+    async def service(self, uid: str, namespace: str, name: str) -> Json:
         """A Service that this pod may know of."""
         ...
 
@@ -157,7 +157,7 @@ class Door:
                 code, output = await host.execute(uid, container, command, timeout_s)
                 return _json({"exit_code": code, "output": output})
             case ServiceCall(namespace, name):
-                return _json(host.service(uid, namespace, name))
+                return _json(await host.service(uid, namespace, name))
             case HealCall(missing, generation):
                 return _json({"disposed": await host.heal(uid, missing, generation)})
         raise not_found("there is no such call")

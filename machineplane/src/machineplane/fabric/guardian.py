@@ -172,10 +172,9 @@ class Guardian:
         """The mark of a workload that was made here, by this daemon; it alone knows whether it was given away."""
         return self._foundings.get(uid)
 
-    def actor_of(self, uid: UUID) -> PeerId | None:
-        """The machine that acts for a workload; None where nobody here knows of it."""
-        manifest = self._view.manifest(str(uid))
-        return None if manifest is None else actor(manifest.record, self._alive())
+    def actor_of(self, workload: Workload) -> PeerId:
+        """The machine that acts for a workload, by the list of live machines."""
+        return actor(workload, self._alive())
 
     def wake_all(self) -> None:
         """The set of live machines has changed."""

@@ -1,7 +1,7 @@
 """What machines ask of each other beside tables: guard this manifest, stop that pod, show its log."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from typing import Any
 from uuid import UUID
 
@@ -62,7 +62,7 @@ class Remote:
         node.handle(HOLD, self._on_hold, brief=True)
         node.handle(RETIRE, self._on_retire, brief=True)
         node.handle(LOGS, self._on_logs)
-        node.handle(LOOK, self._on_look)
+        node.handle(LOOK, self._on_look, brief=True)
 
     async def spread(self, workload: Workload, before: Workload | None = None) -> int:
         """Give a manifest to its guardians, and to the author of the one before it; how many took it.
@@ -113,8 +113,23 @@ class Remote:
         """Have a machine look at a workload that it acts for; whether it is disposed of. Raises MeshError."""
         if peer == self._node.id:
             return self._look(uid)
-        answer = await self._node.call(peer, LOOK, {"uid": uid.bytes}, timeout=LOOK_TIMEOUT_S)
+        answer = await self._node.ask(peer, LOOK, {"uid": uid.bytes}, timeout=LOOK_TIMEOUT_S)
         return isinstance(answer, Mapping) and answer.get("disposed") is True
+
+    async def ask_actor(self, workload: Workload, actor: PeerId) -> bool:
+        """Have who acts for a workload look at it; whether it is disposed of. Raises MeshError where nobody answers.
+
+        ``actor`` is who acts by the list of live machines; in a large fabric that says nothing, and who acts is the author
+        or the first guardian that lives.
+        """
+        peers = [actor]
+        if self._node.large and self.keepers is not None:
+            peers = list(dict.fromkeys((workload.author, *await self.keepers(workload))))
+        *first, last = peers
+        for peer in first:
+            with suppress(MeshError):
+                return await self.look(peer, workload.uid)
+        return await self.look(last, workload.uid)
 
     async def _on_look(self, call: Call) -> object:
         _require(call, "run")
