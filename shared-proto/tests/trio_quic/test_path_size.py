@@ -47,6 +47,8 @@ async def test_bulk_is_sent_in_the_longest_datagrams_that_pass(
         assert max(wire.sizes) == found
         assert wire.sizes[found] > len(BULK) // found // 2
         assert sum(wire.refused.values()) <= MAX_PROBES
+        # A lost probe is no sign of congestion.
+        assert connection._core._quic._loss._cc._congestion_recovery_start_time == 0  # type: ignore[attr-defined]
         nursery.cancel_scope.cancel()
 
 
