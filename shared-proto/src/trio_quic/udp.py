@@ -30,7 +30,7 @@ _MTU_DISCOVER = {
 }
 _PROBE = 3
 # What a kernel or network card says that cannot.
-_NO_SEGMENTS = frozenset({errno.EIO, errno.EINVAL, errno.ENOPROTOOPT, errno.EOPNOTSUPP, errno.EMSGSIZE})
+_NO_SEGMENTS = frozenset({errno.EIO, errno.EINVAL, errno.ENOPROTOOPT, errno.EOPNOTSUPP})
 
 
 class DatagramSocket(Protocol):
@@ -100,7 +100,10 @@ class UdpSocket:
                 self._send_each(run)
 
     def _send_cut(self, run: list[Datagram]) -> bool:
-        """Have the kernel cut the run. False if it cannot: then it is not asked again."""
+        """Have the kernel cut the run. False if it cannot: then it is not asked again.
+
+        Pieces that have become too long for a path say nothing of others: those of this run go one by one.
+        """
         size = struct.pack("H", len(run[0][0]))
         try:
             self._socket.sendmsg(
@@ -108,7 +111,8 @@ class UdpSocket:
             )
         except OSError as exc:
             self._cuts = exc.errno not in _NO_SEGMENTS
-        return self._cuts
+            return self._cuts and exc.errno != errno.EMSGSIZE
+        return True
 
     def _send_each(self, datagrams: list[Datagram]) -> None:
         for data, address in datagrams:
