@@ -284,6 +284,9 @@ class Pods:
             nonce=1,
         )
         pod.catalog.take([record], wall())
+        there = next((p.node for p in self.pods.values() if p.node.id == own.peer), None)
+        if there is not None:  # as discovery does with a record's addresses
+            pod.node.introduce(BootstrapPeer(own.peer, *there.address))
 
     def leaders(self) -> list[Pod]:
         return [p for p in self.pods.values() if p.election and p.election.standing.token is not None]
