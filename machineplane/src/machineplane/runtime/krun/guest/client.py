@@ -141,7 +141,7 @@ class Client:
     def _exchange(self, events: int) -> None:
         try:
             if self._outgoing and events & select.POLLOUT:
-                del self._outgoing[: self._connection.send(self._outgoing)]
+                self._send()
             if events & ~select.POLLOUT:
                 data = self._connection.recv(_CHUNK)
                 if not data:
@@ -152,6 +152,14 @@ class Client:
             return
         except (OSError, wire.BrokenProtocol) as error:
             raise Lost(str(error)) from error
+
+    def _send(self) -> None:
+        try:
+            del self._outgoing[: self._connection.send(self._outgoing)]
+        except (BrokenPipeError, ConnectionResetError):
+            # The process has ended before it took this. What it said before is still to be read, its exit code too.
+            self._outgoing.clear()
+            self._input = False
 
     def _take(self, kind: bytes, payload: bytes) -> None:
         if kind == wire.STDOUT:
