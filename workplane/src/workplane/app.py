@@ -17,7 +17,7 @@ from typing import Final
 import attrs
 import structlog
 import trio
-from attrs import define, frozen
+from attrs import define
 
 from magik_mesh import CannotListen, MeshLimits, Node, NodeConfig, open_node
 from magik_mesh import ConfigError as MeshConfigError
@@ -133,13 +133,6 @@ def node_config(config: Config, origin: Origin, beliefs: Beliefs) -> NodeConfig:
     )
 
 
-@frozen
-class Selected:
-    """The workloads that a Service selects, by their ids."""
-
-    workloads: tuple[str, ...]
-
-
 class Agent:
     """All parts of one agent, joined.
 
@@ -225,21 +218,19 @@ class Agent:
         self.role.name = "follower" if leader is None else "leader"
         self.standing.lead(leader)
 
-    async def _service(self, namespace: str, name: str) -> Selected | None:
+    async def _service(self, namespace: str, name: str) -> Service | None:
+        """As the machine knows it now. Raises MachineError, also for an answer that cannot be understood."""
         if self.machine is None:
-            raise MachineError("services", "there is no machine that knows them")
+            raise MachineError(f"Service {namespace}/{name}", "there is no machine that knows Services")
         found = await self.machine.service(namespace, name)
-        return None if found is None else Selected(tuple(map(str, found.get("workloads") or ())))
+        try:
+            return None if found is None else Service.of(found)
+        except ValueError as error:
+            raise MachineError(
+                f"Service {namespace}/{name}, as the machine told of it", str(error)
+            ) from error
 
     def _traffic_seams(self) -> Seams:
-        machine = self.machine
-
-        async def ask(namespace: str, name: str) -> Service | None:
-            if machine is None:
-                raise MachineError(f"Service {namespace}/{name}", "there is no machine that knows Services")
-            found = await machine.service(namespace, name)
-            return None if found is None else Service.of(found)
-
         caps = self.own.caps
         return Seams(
             node=self.node,
@@ -248,7 +239,7 @@ class Agent:
             wall=wall_ms,
             follow=self.discovery.follow,
             identify=self.discovery.identify,
-            ask=ask,
+            ask=self._service,
             own_services=lambda: self.services,
             own_ports=lambda: self.own.ports,
             ready=lambda: self.standing.ready and self.standing.healthy,
