@@ -26,6 +26,7 @@ from machineplane.runtime.images.registry.client import open_registries
 from machineplane.runtime.images.registry.credentials import Keyring
 from machineplane.runtime.images.registry.settings import RegistrySettings, load_settings
 from machineplane.runtime.images.store import ImageStore
+from machineplane.runtime.images.unpack import is_wasm
 from machineplane.runtime.images.waits import Waits
 
 _UNITS = ("B", "kB", "MB", "GB", "TB")
@@ -57,7 +58,7 @@ def import_(file: str, ref: str | None, state_dir: Path) -> None:
     """
     source: Path | BinaryIO = sys.stdin.buffer if file == "-" else Path(file)
     with _told():
-        if isinstance(source, Path) and _is_module(source):
+        if isinstance(source, Path) and source.is_file() and is_wasm(source):
             source = _wrapped(source, ref)
         for info in _store(state_dir).import_file(source, ref):
             click.echo(f"{info.ref} {info.digest}")
@@ -164,14 +165,6 @@ def prune(state_dir: Path) -> None:
     """Free the space of images without a name. What running containers have mounted stays."""
     with _told():
         click.echo(f"freed {_size(_store(state_dir).prune())}")
-
-
-def _is_module(path: Path) -> bool:
-    """By the magic number that every module begins with (WebAssembly core specification, 5.5.16)."""
-    if not path.is_file():
-        return False
-    with path.open("rb") as file:
-        return file.read(4) == b"\0asm"
 
 
 def _wrapped(path: Path, ref: str | None) -> BinaryIO:

@@ -10,7 +10,9 @@ from machineplane.runtime.images.streams import Counted, decompressed
 from machineplane.runtime.images.tarstream import CHUNK, TarReader
 from machineplane.runtime.images.tree import LayerTree
 
-_MODULE_START = b"\0asm\x01\0\0\0"
+# WebAssembly core specification, 5.5.16; a component has another version
+_WASM_MAGIC = b"\0asm"
+_MODULE_START = _WASM_MAGIC + b"\x01\0\0\0"
 
 
 def unpack_layer(
@@ -64,6 +66,15 @@ def unpack_module(
 
 
 def is_core_module(path: Path) -> bool:
-    """Whether a file begins as a module does (WebAssembly core specification, 5.5.16): a component has another version."""
+    """Whether a file begins as a module of version 1 does."""
+    return _begins(path, _MODULE_START)
+
+
+def is_wasm(path: Path) -> bool:
+    """Whether a file is WebAssembly, a module or a component, be it of any version."""
+    return _begins(path, _WASM_MAGIC)
+
+
+def _begins(path: Path, start: bytes) -> bool:
     with path.open("rb") as file:
-        return file.read(len(_MODULE_START)) == _MODULE_START
+        return file.read(len(start)) == start

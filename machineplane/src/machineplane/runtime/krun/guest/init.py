@@ -14,6 +14,7 @@ import sys
 from typing import Final
 
 from .session import Session
+from .wakeups import wake_pipe
 
 PORT: Final = 4750
 """The vsock port that it listens on, a guess: any that nothing else in the guest has."""
@@ -49,11 +50,7 @@ class Init:
         """Serve until the machine's own program has ended; its exit code."""
         # The first process may be libkrun's own init.
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-        reader, writer = os.pipe()
-        for fd in (reader, writer):
-            os.set_blocking(fd, False)
-        signal.signal(signal.SIGCHLD, lambda *_: None)
-        signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+        reader = wake_pipe([signal.SIGCHLD])
         self._listener.setblocking(False)
         self._selector.register(self._listener, selectors.EVENT_READ, lambda _: self._accept())
         self._selector.register(reader, selectors.EVENT_READ, lambda _: self._reap(reader))
