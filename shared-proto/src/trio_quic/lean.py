@@ -51,6 +51,7 @@ ACK_DELAY = 0.020
 # Packets that make one acknowledgement (RFC 9000 §13.2.2).
 ACK_EVERY = 2
 
+_NUMBER_AT = 1 + CID_LENGTH
 _SMALLEST = 1 + CID_LENGTH + 4 + 16  # a sample fits (RFC 9001 §5.4.2)
 _RESERVED_BITS = 0x18
 _KEY_PHASE = 0x04
@@ -95,6 +96,7 @@ class LeanConnection(LeanSender):
         ):
             self._receive_everyday(data, now)
         else:
+            self._was_quiet = False
             super().receive_datagram(data, addr, now)
             self._note_cid(data)
 
@@ -131,7 +133,12 @@ class LeanConnection(LeanSender):
             return
         self._close_at = now + self._idle_timeout()
         self._ack_eliciting_sent_since_receipt = False
-        self._note_received(space, number, now)
+        if number > space.largest_received_packet:
+            space.largest_received_packet, space.largest_received_time = number, now
+        space.ack_queue.add(number)
+        space.received_packets.add(number)
+        if not in_order and len(space.ack_queue) > MAX_ACK_RANGES:
+            space.ack_queue.shift()
         if eliciting:
             self._plan_acknowledgement(space, in_order, now)
 
@@ -139,18 +146,18 @@ class LeanConnection(LeanSender):
         """The (first byte, payload, number) of a packet (RFC 9001 §5). Raises CryptoError."""
         pair = self._pair
         assert pair is not None
-        keys, begin = pair.recv, 1 + CID_LENGTH
+        keys = pair.recv
         assert keys.hp is not None and keys.aead is not None
-        mask = keys.hp._mask(data[begin + 4 : begin + 20])
+        mask = keys.hp._mask(data[_NUMBER_AT + 4 : _NUMBER_AT + 20])
         first = data[0] ^ (mask[0] & 0x1F)
         if (first & _KEY_PHASE) >> 2 != keys.key_phase:
-            header, payload, number = pair.decrypt_packet(data, begin, expected)
+            header, payload, number = pair.decrypt_packet(data, _NUMBER_AT, expected)
             return header[0], payload, number
         length = (first & 3) + 1
-        end = begin + length
-        truncated = int.from_bytes(data[begin:end], "big") ^ int.from_bytes(mask[1 : 1 + length], "big")
+        end = _NUMBER_AT + length
+        truncated = int.from_bytes(data[_NUMBER_AT:end], "big") ^ int.from_bytes(mask[1 : 1 + length], "big")
         number = decode_packet_number(truncated, length * 8, expected)
-        header = bytes((first,)) + data[1:begin] + truncated.to_bytes(length, "big")
+        header = b"%c%b%b" % (first, data[1:_NUMBER_AT], truncated.to_bytes(length, "big"))
         nonce = (keys.aead._iv ^ number).to_bytes(12, "big")
         try:
             return first, keys.aead._aead.decrypt(nonce, data[end:], header), number
@@ -161,9 +168,9 @@ class LeanConnection(LeanSender):
         """Handle a packet's frames up to the first that is not of the everyday kinds; aioquic does the rest.
         Returns whether the packet is to be acknowledged.
         """
-        buf, size, eliciting = Buffer(data=payload), len(payload), False
+        buf, size, start, eliciting = Buffer(data=payload), len(payload), 0, False
         try:
-            while (start := buf.tell()) < size:
+            while start < size:
                 kind = payload[start]
                 if kind & 0xF8 == _STREAM:
                     buf.seek(start + 1)
@@ -173,8 +180,10 @@ class LeanConnection(LeanSender):
                     buf.seek(start + 1)
                     self._take_ack(context, buf)
                 else:
+                    self._was_quiet = False
                     rest, _ = self._payload_received(context, payload[start:])
                     return eliciting or rest
+                start = buf.tell()
         except BufferReadError as exc:
             raise QuicConnectionError(
                 QuicErrorCode.FRAME_ENCODING_ERROR, kind, "a frame ends before its time"
@@ -206,15 +215,6 @@ class LeanConnection(LeanSender):
             )
         context.time = now
         return context
-
-    def _note_received(self, space: QuicPacketSpace, number: int, now: float) -> None:
-        if number > space.largest_received_packet:
-            space.largest_received_packet = number
-            space.largest_received_time = now
-        space.ack_queue.add(number)
-        space.received_packets.add(number)
-        if len(space.ack_queue) > MAX_ACK_RANGES:
-            space.ack_queue.shift()
 
     def _plan_acknowledgement(self, space: QuicPacketSpace, in_order: bool, now: float) -> None:
         self._unacknowledged += 1
@@ -265,8 +265,9 @@ class LeanConnection(LeanSender):
     def _take_data(self, stream: QuicStream, frame_type: int, offset: int, data: bytes) -> None:
         """A STREAM frame of a stream that is there (RFC 9000 §19.8)."""
         receiver, limit = stream.receiver, self._local_max_data
-        end = offset + len(data)
-        used = limit.used + max(0, end - receiver.highest_offset)
+        end, used = offset + len(data), limit.used
+        if end > receiver.highest_offset:
+            used += end - receiver.highest_offset
         if end > stream.max_stream_data_local or used > limit.value:
             raise QuicConnectionError(
                 QuicErrorCode.FLOW_CONTROL_ERROR, frame_type, "more stream data than the limit allows"

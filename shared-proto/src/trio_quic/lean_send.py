@@ -3,7 +3,6 @@
 from typing import Any
 
 from aioquic._buffer import Buffer
-from aioquic.buffer import size_uint_var
 from aioquic.quic.connection import QuicConnectionState, QuicNetworkPath
 from aioquic.quic.crypto import CryptoPair
 from aioquic.quic.packet import (
@@ -48,6 +47,13 @@ _STREAM = int(QuicFrameType.STREAM_BASE)
 _STREAM_FIN, _STREAM_LENGTH, _STREAM_OFFSET = 1, 2, 4
 
 Datagram = tuple[bytes, Any]
+
+
+def _size(value: int) -> int:
+    """Bytes of a variable-length integer (RFC 9000 §16)."""
+    return 1 if value < 0x40 else 2 if value < 0x4000 else 4 if value < 0x40000000 else 8
+
+
 Handler = tuple[Any, tuple[Any, ...]]
 
 
@@ -63,7 +69,6 @@ class LeanSender(LeanBook):
     ) -> None:
         super().__init__(config, check, original_cid, retry_cid)
         self._loss: LeanRecovery = LeanRecovery(
-            congestion_control_algorithm=self._configuration.congestion_control_algorithm,
             initial_rtt=self._configuration.initial_rtt,
             max_datagram_size=self._max_datagram_size,
             peer_completed_address_validation=not self._is_client,
@@ -72,6 +77,7 @@ class LeanSender(LeanBook):
         )
         self._unacknowledged = 0
         self._cid_news = True
+        self._was_quiet = False
         self._idle_limit = 0.0
         self._out = Buffer(max(self._max_datagram_size, config.limits.largest_datagram))
         self._sized_for: Any = None
@@ -108,8 +114,11 @@ class LeanSender(LeanBook):
         )
 
     def wants_to_send(self, now: float) -> bool:
-        """Whether ``datagrams_to_send`` is worth a call."""
-        if self.has_news or not self.is_quiet:
+        """Whether what was received has made ``datagrams_to_send`` worth a call.
+
+        Everyday packets cannot end the quiet: it is looked for again where aioquic's own code took something in.
+        """
+        if self.has_news or not (self._was_quiet or self.is_quiet):
             return True
         ack_at = (self._space or self._application()).ack_at
         return ack_at is not None and ack_at <= now
@@ -121,18 +130,37 @@ class LeanSender(LeanBook):
             self._sized_for = self._network_paths[0].addr
             self._path_size.restart()
             self.resize()
-        if not self.is_quiet:
+        self._was_quiet = self.is_quiet
+        if not self._was_quiet:
             out = super().datagrams_to_send(now=now)
             self._cid_news = not all(cid.was_sent for cid in self._host_cids)
-        if self._handshake_confirmed and self._state is _CONNECTED:
-            path = self._network_paths[0]
-            while path.is_validated and (datagram := self._next_datagram(now)) is not None:
-                out.append((datagram, path.addr))
-                if not self.has_news:
-                    break
-            if path.is_validated and (size := self._path_size.probe()):
+        path = self._network_paths[0]
+        if path.is_validated and self._handshake_confirmed and self._state is _CONNECTED:
+            self._add_everyday(out, path.addr, now)
+            if size := self._path_size.probe():
                 out.append((self._size_probe(size, now), path.addr))
         return out
+
+    def _add_everyday(self, out: list[Datagram], address: Any, now: float) -> None:
+        """Packets of what is due, as many as pacing and the congestion window let through."""
+        space, loss = self._space or self._application(), self._loss
+        self._pacing_at = None
+        news = self.has_news
+        while True:
+            ack_due = space.ack_at is not None and space.ack_at <= now
+            if not ack_due:
+                if not news:
+                    break
+                self._pacing_at = loss._pacer.next_send_time(now)
+                if self._pacing_at is not None:
+                    break
+            datagram = self._build(space, ack_due, now)
+            if datagram is not None:
+                out.append((datagram, address))
+            news = self.has_news
+            if datagram is None or not news:
+                break
+        loss.control.pressed = news
 
     def get_timer(self) -> float | None:
         """As in aioquic, for a quiet connection with a single look at each of its timers."""
@@ -165,7 +193,8 @@ class LeanSender(LeanBook):
         if not self._idle_limit:
             ours, theirs = self._configuration.idle_timeout, self._remote_max_idle_timeout
             self._idle_limit = ours if theirs is None else min(ours, theirs)
-        return max(self._idle_limit, 3 * (self._loss.probe_timeout or self._loss.get_probe_timeout()))
+        probes = 3 * (self._loss.probe_timeout or self._loss.get_probe_timeout())
+        return self._idle_limit if self._idle_limit > probes else probes
 
     # -- building packets
 
@@ -174,28 +203,15 @@ class LeanSender(LeanBook):
             self._space, self._pair = self._spaces[_ONE_RTT], self._cryptos[_ONE_RTT]
         return self._space
 
-    def _next_datagram(self, now: float) -> bytes | None:
-        """Build one packet of what is due, or None."""
-        space = self._space or self._application()
-        ack_due = space.ack_at is not None and space.ack_at <= now
-        self._pacing_at = None
-        if not self.has_news:
-            if not ack_due:
-                return None
-        elif not ack_due:
-            self._pacing_at = self._loss._pacer.next_send_time(now=now)
-            if self._pacing_at is not None:
-                return None
-        return self._build(space, ack_due, now)
-
     def _build(self, space: QuicPacketSpace, ack_due: bool, now: float) -> bytes | None:
         buf, handlers = self._out, list[Handler]()
         header = _HEADER_ROOM + len(self._peer_cid.cid)
         buf.seek(header)
         if space.ack_at is not None:
             self._put_ack(buf, space, handlers, now)
-        flight = self._loss.congestion_window - self._loss.bytes_in_flight
-        eliciting = self._put_frames(buf, min(self._max_datagram_size, flight) - _TAG, handlers)
+        control, end = self._loss.control, self._max_datagram_size
+        flight = control.congestion_window - control.bytes_in_flight
+        eliciting = self._put_frames(buf, (end if end < flight else flight) - _TAG, handlers)
         if not (eliciting or ack_due):
             return None  # an acknowledgement waits for something to ride on
         if space.ack_at is not None:
@@ -237,20 +253,31 @@ class LeanSender(LeanBook):
         """Fill a packet up to ``end``. Returns whether there was anything."""
         start = buf.tell()
         if end - start >= _ROOM_STREAM_LIMIT:
-            self._put_limits(buf, end, handlers)
-            self._put_streams(buf, end, handlers)
+            self.hold_stream_limit()
+            if self._limit_news or self._limits_are_news():
+                self._put_limits(buf, end, handlers)
+            if self._waiting:
+                self._put_streams(buf, end, handlers)
         return buf.tell() > start
 
     def _put_ack(self, buf: Buffer, space: QuicPacketSpace, handlers: list[Handler], now: float) -> None:
         delay = (
             int((now - (space.largest_received_time or now)) * 1_000_000) >> self._local_ack_delay_exponent
         )
-        buf.push_uint_var(_ACK)
-        push_ack_frame(buf, space.ack_queue, delay, buf.capacity - buf.tell() - _TAG)
+        push, ranges = buf.push_uint_var, space.ack_queue
+        push(_ACK)
+        if len(ranges) == 1:
+            only = ranges[0]
+            newest = only.stop - 1
+            push(newest)
+            push(delay)
+            push(0)
+            push(newest - only.start)
+        else:
+            push_ack_frame(buf, ranges, delay, buf.capacity - buf.tell() - _TAG)
         handlers.append((self._on_ack_delivery, (space, space.largest_received_packet)))
 
     def _put_limits(self, buf: Buffer, end: int, handlers: list[Handler]) -> None:
-        self.hold_stream_limit()
         if self._limits_are_news():
             for limit in (self._local_max_data, self._local_max_streams_bidi):
                 if limit.value != limit.sent and end - buf.tell() >= _ROOM_LIMIT:
@@ -271,10 +298,9 @@ class LeanSender(LeanBook):
 
     def _put_streams(self, buf: Buffer, end: int, handlers: list[Handler]) -> None:
         waiting = self._waiting
-        for _ in range(len(waiting)):
+        for stream in tuple(waiting):
             if end - buf.tell() < _ROOM_RESET + _ROOM_STOP:
                 return
-            stream = next(iter(waiting))
             del waiting[stream]
             if stream.receiver.stop_pending:
                 self._put_stop(buf, stream, handlers)
@@ -298,11 +324,12 @@ class LeanSender(LeanBook):
     def _put_data(self, buf: Buffer, end: int, stream: QuicStream, handlers: list[Handler]) -> None:
         """One STREAM frame, if credit allows; what is left waits for its next turn, or for credit."""
         sender, stream_id = stream.sender, stream.stream_id or 0
-        highest, offset = sender.highest_offset, sender.next_offset
-        allowed = min(
-            highest + self._remote_max_data - self._remote_max_data_used, stream.max_stream_data_remote
-        )
-        overhead = 3 + size_uint_var(stream_id) + (size_uint_var(offset) if offset else 0)
+        highest, pending = sender.highest_offset, sender._pending
+        allowed = highest + self._remote_max_data - self._remote_max_data_used
+        if stream.max_stream_data_remote < allowed:
+            allowed = stream.max_stream_data_remote
+        offset = pending[0].start if len(pending) else sender._buffer_stop
+        overhead = 3 + _size(stream_id) + (_size(offset) if offset else 0)
         frame = next_piece(sender, end - buf.tell() - overhead, allowed)
         if frame is None:
             if not sender.buffer_is_empty:
@@ -310,7 +337,7 @@ class LeanSender(LeanBook):
             return
         data, offset, fin = frame
         size = len(data)
-        buf.push_uint_var(
+        buf.push_uint8(
             _STREAM | _STREAM_LENGTH | (_STREAM_OFFSET if offset else 0) | (_STREAM_FIN if fin else 0)
         )
         buf.push_uint_var(stream_id)
@@ -320,7 +347,7 @@ class LeanSender(LeanBook):
         buf.push_bytes(data)
         self._remote_max_data_used += sender.highest_offset - highest
         handlers.append((self._on_data_delivery, (stream, offset, offset + size, fin)))
-        if len(sender._pending) or sender._pending_eof:
+        if len(pending) or sender._pending_eof:
             self._waiting[stream] = None
         else:
             sender.buffer_is_empty = True
@@ -337,29 +364,32 @@ class LeanSender(LeanBook):
     ) -> bytes:
         """Encrypt the packet in ``buf``, and account for it."""
         number, space = self._packet_number, self._space or self._application()
-        stop = max(buf.tell(), header + 2)
-        if stop > buf.tell():
-            buf.push_bytes(bytes(stop - buf.tell()))
+        stop = buf.tell()
+        if stop < header + 2:
+            buf.push_bytes(bytes(header + 2 - stop))
+            stop = header + 2
         datagram = self._encrypt(buf.data_slice(header, stop), number)
+        size = len(datagram)
         self._packet_number = number + 1
-        packet = QuicSentPacket(
-            _ONE_RTT,
-            eliciting and in_flight,
-            eliciting,
-            False,
-            number,
-            _ONE_RTT_PACKET,
-            now,
-            len(datagram),
-            handlers,
+        self._loss.note_sent(
+            QuicSentPacket(
+                _ONE_RTT,
+                eliciting and in_flight,
+                eliciting,
+                False,
+                number,
+                _ONE_RTT_PACKET,
+                now,
+                size,
+                handlers,
+            ),
+            space,
         )
-        self._loss.on_packet_sent(packet=packet, space=space)
-        self._loss._pacer.update_after_send(now=now)
         if eliciting and not self._ack_eliciting_sent_since_receipt:
             self._close_at = now + self._idle_timeout()
             self._ack_eliciting_sent_since_receipt = True
-        self._network_paths[0].bytes_sent += len(datagram)
-        if len(datagram) + _ROOM_STREAM > self._max_datagram_size:
+        self._network_paths[0].bytes_sent += size
+        if size + _ROOM_STREAM > self._max_datagram_size:
             self._path_size.on_full()
         return datagram
 
@@ -367,15 +397,16 @@ class LeanSender(LeanBook):
         """A whole packet of this payload, with a packet number of two bytes (RFC 9001 §5)."""
         pair = self._pair
         assert pair is not None
+        cid, keys = self._peer_cid.cid, pair.send
         first = _FIXED_BIT | (self._spin_bit << 5) | (pair.key_phase << 2) | 1
-        header = bytes((first,)) + self._peer_cid.cid + (number & 0xFFFF).to_bytes(2, "big")
-        keys = pair.send
+        low = number & 0xFFFF
+        header = b"%c%b%b" % (first, cid, low.to_bytes(2, "big"))
         if pair._update_key_requested or (aead := keys.aead) is None or keys.hp is None:
             return pair.encrypt_packet(header, payload, number)
         sealed = aead._aead.encrypt((aead._iv ^ number).to_bytes(12, "big"), payload, header)
-        mask = keys.hp._mask(sealed[2:18])
-        masked = ((number & 0xFFFF) ^ int.from_bytes(mask[1:3], "big")).to_bytes(2, "big")
-        return b"".join((bytes((first ^ (mask[0] & 0x1F),)), self._peer_cid.cid, masked, sealed))
+        mask = int.from_bytes(keys.hp._mask(sealed[2:18])[:3], "big")
+        masked = (low ^ mask & 0xFFFF).to_bytes(2, "big")
+        return b"%c%b%b%b" % (first ^ (mask >> 16 & 0x1F), cid, masked, sealed)
 
     def _replenish_connection_ids(self) -> None:
         super()._replenish_connection_ids()
