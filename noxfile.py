@@ -22,6 +22,7 @@ BAKING = EDITABLE[:4]
 TESTING = (
     "pytest>=8",
     "pytest-trio>=0.8",
+    "pytest-xdist>=3.5",
     "hypothesis>=6.100",
     "coverage>=7",
     "pytest-cov>=5",
@@ -29,6 +30,8 @@ TESTING = (
     "pycddl>=0.6",
     "grpcio>=1.60",
 )
+# A file's tests stay together, for they share what its fixtures set up.
+SIDE_BY_SIDE = ("--dist", "loadfile", "-n")
 
 
 def _install_all(session: nox.Session, *more: str) -> None:
@@ -78,7 +81,7 @@ def tests(session: nox.Session) -> None:
     else:
         session.warn("not root: tests that make device nodes and mounts are left out")
         marked = ["-m", "not root"]
-    session.run("pytest", *marked, *(session.posargs or ["-q"]))
+    session.run("pytest", *marked, *(session.posargs or ["-q", *SIDE_BY_SIDE, "auto"]))
 
 
 @nox.session
@@ -88,7 +91,8 @@ def integration(session: nox.Session) -> None:
     _install_all(session, "kubernetes>=30", "smolmachines==1.32.2")
     _set_up_host(session)
     _bake(session)
-    session.run("pytest", "integration-tests", *(session.posargs or ["-q"]))
+    # They wait more than they work; two, for each lab is a computer's worth of daemons.
+    session.run("pytest", "integration-tests", *(session.posargs or ["-q", *SIDE_BY_SIDE, "2"]))
 
 
 @nox.session

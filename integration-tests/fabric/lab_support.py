@@ -95,6 +95,11 @@ class Lab:
         verb, rest = arguments[:words], arguments[words:]
         return run(BIN / "machineplane", "lab", *verb, "--name", self.name, *rest, check=check)
 
+    def image(self, machine: str, *words: str | Path) -> str:
+        """`machineplane image` on a machine's disk, whatever its daemon does."""
+        state = Path("/var/lib/magik-lab", self.name, machine, "state")
+        return run(BIN / "machineplane", "image", *words, "--state-dir", state)
+
     def up(self, machines: int, *options: str) -> None:
         words = ("--name", self.name, "--machines", str(machines), "--json", *options)
         done = subprocess.run(
@@ -179,9 +184,9 @@ def is_ready(obj: dict[str, Any]) -> bool:
 
 
 def running_lab(name: str, machines: int, directory: Path, *options: str) -> Iterator[Lab]:
-    """For fixtures: a lab that is up, and gone afterwards."""
+    """For fixtures: a lab that is up, and gone afterwards; its name is ``name`` and which of several test processes."""
     assert os.geteuid() == 0, "these tests need root: they make namespaces and containers"
-    lab = Lab(name, directory)
+    lab = Lab(name + os.environ.get("PYTEST_XDIST_WORKER", "").removeprefix("gw"), directory)
     lab.command("down", check=False)
     try:
         lab.up(machines, *options)

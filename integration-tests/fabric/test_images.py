@@ -3,25 +3,19 @@
 import json
 from pathlib import Path
 
-from lab_support import BIN, Lab, own_image, run, wait_for, with_image
-
-STATE = Path("/var/lib/magik-lab/itest")
-
-
-def image_of(machine: str, *words: str) -> str:
-    return run(BIN / "machineplane", "image", *words, "--state-dir", STATE / machine / "state")
+from lab_support import Lab, own_image, wait_for, with_image
 
 
 def test_an_image_that_one_machine_has_runs_on_all(lab: Lab, tmp_path: Path) -> None:
     own_image(tmp_path / "solo.tar", "localhost/solo:1", "solo")
-    said = image_of("m0", "import", str(tmp_path / "solo.tar"))
+    said = lab.image("m0", "import", str(tmp_path / "solo.tar"))
     digest = said.split()[-1]
-    assert "solo" not in image_of("m1", "ls")
+    assert "solo" not in lab.image("m1", "ls")
     lab.apply("m1", with_image("solo", "localhost/solo:1"))
     spread = lab.wait_running("m2", "solo", 3)
     assert set(spread.values()) == {"m0", "m1", "m2"}
     for machine in ("m1", "m2"):
-        assert digest[:19] in image_of(machine, "ls")
+        assert digest[:19] in lab.image(machine, "ls")
     (pod, *_) = [name for name, machine in spread.items() if machine == "m2"]
     assert lab.kubectl("m0", "exec", pod, "--", "cat", "/message") == "solo"
     events = json.loads(lab.kubectl("m0", "get", "events", "-o", "json"))["items"]
@@ -33,7 +27,7 @@ def test_an_image_that_one_machine_has_runs_on_all(lab: Lab, tmp_path: Path) -> 
 
 def test_by_digest_also_after_the_first_machine_has_forgotten_it(lab: Lab, tmp_path: Path) -> None:
     own_image(tmp_path / "chain.tar", "registry.invalid/chain:1", "chain")
-    digest = image_of("m0", "import", str(tmp_path / "chain.tar")).split()[-1]
+    digest = lab.image("m0", "import", str(tmp_path / "chain.tar")).split()[-1]
     pinned = f"registry.invalid/chain@{digest}"
     lab.apply("m0", with_image("chain", pinned))
     lab.wait_running("m1", "chain", 3)

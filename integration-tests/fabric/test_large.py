@@ -14,7 +14,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     """Seven machines of which each has four connections."""
     folder = tmp_path_factory.mktemp("large")
     yield from running_lab(
-        "itestl", MACHINES, folder, "--", "--mesh-connections", "4", "--log-level", "debug"
+        "itestb", MACHINES, folder, "--", "--mesh-connections", "4", "--log-level", "debug"
     )
 
 

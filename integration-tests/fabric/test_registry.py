@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from debian_registry import Registry
-from lab_support import BIN, Lab, own_image, run, wait_for, with_image
+from lab_support import Lab, own_image, wait_for, with_image
 
 
 def waiting(site: Lab, app: str) -> set[str]:
@@ -48,9 +48,7 @@ def test_a_registry_that_is_down_stops_no_rollout_of_what_one_machine_has(
     own_image(tmp_path / "lone.tar", "localhost/lone:1", "lone")
     image = f"{registry.address}/team/lone:1"
     registry.stop()
-    state = Path("/var/lib/magik-lab/itestr/m1/state")
-    words = ("image", "import", tmp_path / "lone.tar", "--ref", image, "--state-dir", state)
-    run(BIN / "machineplane", *words)
+    site.image("m1", "import", tmp_path / "lone.tar", "--ref", image)
     site.apply("m0", with_image("lone", image))
     assert set(site.wait_running("m1", "lone", 3).values()) == {"m0", "m1", "m2"}
     site.remove("m0", "lone")
