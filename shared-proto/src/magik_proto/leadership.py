@@ -113,9 +113,12 @@ def _age(reply: RejoinReply) -> tuple[int, int, bool]:
     return Stored(reply.generation, reply.voters, since=reply.since).age
 
 
-def _vouched(told: Mapping[int, RejoinReply], count: int) -> bool:
+def _vouched(own: int, told: Mapping[int, RejoinReply], count: int) -> bool:
     """Whether enough others of so many voters have told what they know: whatever a majority with this replica in it
-    had stored, one of them has. One of two is no majority: behind a partition the other may have let in a twin of it."""
+    had stored, one of them has. Of two, 0 vouches for 1, and nobody for 0: if each could, behind a partition each would
+    let in a twin of the other."""
+    if own < count <= 2:
+        return own == 1 and 0 in told
     return sum(voter < count for voter in told) >= quorum(count)
 
 
@@ -246,8 +249,10 @@ class Leadership:
 
     def _on_life(self, source: int, message: Message, life: Life, now: float) -> list[LeadershipOutput]:
         """What an earlier life of an ordinal says, which may go on beside the later one, is heard no more."""
-        for ordinal, incarnation in ((source, life.incarnation), *life.incarnations.items()):
-            self._known[ordinal] = max(incarnation, self._newest(ordinal))
+        if life.incarnation or life.incarnations:
+            for ordinal, incarnation in ((source, life.incarnation), *life.incarnations.items()):
+                if incarnation > self._newest(ordinal):
+                    self._known[ordinal] = incarnation
         # Who comes back knows of no earlier life of its own: it has to be told.
         if life.incarnation < self._newest(source) and not isinstance(message, Rejoin):
             return self._heard_of_own(life, now)
@@ -319,9 +324,9 @@ class Leadership:
         return [*outputs, self._persist(reply, **changes) if changes else reply]
 
     def _on_rejoin(self, source: int, incarnation: int) -> list[LeadershipOutput]:
-        few = self._stored.voters and source < min(self._stored.voters) <= 2
-        if self._role is Role.RECOVERING or few:
-            return []  # nobody can let in one of one or two; to record it would end the earlier life, which may go on
+        alone = source == 0 and self._stored.voters and min(self._stored.voters) <= 2
+        if self._role is Role.RECOVERING or alone:
+            return []  # nobody lets in 0 of one or two; to record it would end the earlier life, which may go on
         known = max(incarnation, self._newest(source))
         stored = self._stored
         reply = Send(source, RejoinReply(known, stored.term, stored.generation, stored.voters, stored.since))
@@ -340,7 +345,7 @@ class Leadership:
         self._told[source] = message, self._newest(source)  # an earlier life is not heard
         valid = {v: reply for v, (reply, incarnation) in self._told.items() if incarnation >= self._newest(v)}
         newest = max(valid.values(), key=_age)
-        if not newest.voters or not all(_vouched(valid, count) for count in newest.voters):
+        if not newest.voters or not all(_vouched(self._own, valid, count) for count in newest.voters):
             return []
         term = max(reply.term for reply in valid.values())
         self._told = {}

@@ -431,11 +431,11 @@ def test_who_is_let_in_promises_from_then_on() -> None:
     )
 
 
-@pytest.mark.parametrize("voters", [(1,), (3, 1), (2,)])
-def test_one_of_one_or_two_cannot_be_let_in_and_is_not_ended(voters: tuple[int, ...]) -> None:
-    machine = started(own=1, stored=Stored(1, voters))
+@pytest.mark.parametrize("voters", [(1,), (3, 1), (2,), (3, 2)])
+def test_the_first_of_one_or_two_is_not_let_in_and_not_ended(voters: tuple[int, ...]) -> None:
+    machine = started(own=2, stored=Stored(1, voters))
     assert tell(machine, 0, Rejoin(9), 1.0) == []
-    assert tell(machine, 2, Rejoin(9), 1.0) != []
+    assert tell(machine, 1, Rejoin(9), 1.0) != []
 
 
 def test_who_lost_its_storage_learns_again_whose_lives_it_had_recorded() -> None:
@@ -464,10 +464,32 @@ def test_earlier_lives_let_nobody_in() -> None:
     )
 
 
-def test_one_of_two_does_not_come_back_and_a_lone_one_neither() -> None:
-    two = replica(2, own=1, lost=True)
+def test_of_two_the_first_lets_the_second_in() -> None:
+    second = replica(2, own=1, lost=True)
+    second.receive(Start(), 0.0)
+    own = second.stored.incarnation
+    first = started(2)
+    (stored,) = tell(first, 1, Rejoin(own), 0.1)
+    reply = rejoined(own, 0, voters=(2,))
+    assert stored == Persist(Stored(1, (2,), incarnations={1: own}), (Send(1, reply),))
+    tell(second, 0, reply, 0.1)
+    assert second.role is Role.FOLLOWER
+    assert tell(second, 0, RequestVote(1, 1, 0, True), 3.0) == [Send(0, VoteReply(0, False))], "it promises"
+
+
+def test_of_two_in_a_change_the_second_needs_majorities_of_the_other_number_too() -> None:
+    second = replica(2, own=1, lost=True)
+    second.receive(Start(), 0.0)
+    own = second.stored.incarnation
+    assert tell(second, 0, rejoined(own, 3, 2, (2, 3), 2), 0.1) == []
+    assert tell(second, 2, rejoined(own, 3, 1, (3,), 2), 0.1) != []
+    assert (second.role, second.stored.voters) == (Role.FOLLOWER, (2, 3))
+
+
+def test_the_first_of_two_does_not_come_back_and_a_lone_one_neither() -> None:
+    two = replica(2, lost=True)
     two.receive(Start(), 0.0)
-    assert tell(two, 0, rejoined(two.stored.incarnation, 3, voters=(2,)), 0.1) == []
+    assert tell(two, 1, rejoined(two.stored.incarnation, 3, voters=(2,)), 0.1) == []
     assert two.role is Role.RECOVERING, "behind a partition each could let a twin of the other in"
     one = replica(1, lost=True)
     assert one.receive(Start(), 0.0) == [Persist(one.stored)]

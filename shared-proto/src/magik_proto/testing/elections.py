@@ -7,6 +7,7 @@ and `double_votes`, which no replica may ever give.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import attrs
@@ -21,6 +22,7 @@ from magik_proto.testing.seeded import SeededRandom
 BAD = Conditions(latency_s=0.005, jitter_s=0.15, loss=0.05, duplication=0.05)
 
 
+@cache
 def peer(ordinal: int) -> PeerId:
     """A replica's name on the network."""
     return PeerId(ordinal.to_bytes(32, "big"))
@@ -73,6 +75,8 @@ class Replica:
         self.number, self.ordinal = number, number % TWINS
         self.world, self.to_network, self.rng, self.dies = world, to_network, rng, dies
         self.dead = False
+        self.paused: float | None = None  # until when, by its own clock
+        self.inbox: list[tuple[PeerId, Any]] = []  # what came meanwhile
         self.lease: Lease | None = None
         stored = world.disks.get(number)
         self.machine = lead.Leadership(self.ordinal, world.generation, world.voters, stored, rng, config)
@@ -81,6 +85,12 @@ class Replica:
         return self._carry_out(self.machine.receive(lead.Start(), now), now)
 
     def receive(self, source: PeerId, message: Any, now: float) -> list[Send]:
+        if self.paused is None:
+            return self._take(source, message, now)
+        self.inbox.append((source, message))
+        return self.poll(now)
+
+    def _take(self, source: PeerId, message: Any, now: float) -> list[Send]:
         message, life = message
         event = lead.MessageReceived(int.from_bytes(source.raw, "big") % TWINS, message, life)
         try:
@@ -89,14 +99,28 @@ class Replica:
             return []
 
     def poll(self, now: float) -> list[Send]:
-        return self._carry_out(self.machine.poll(now), now)
+        sends = []
+        if self.paused is not None:
+            if now < self.paused:
+                return []
+            self.paused, inbox, self.inbox = None, self.inbox, []
+            for source, message in inbox:
+                sends += self._take(source, message, now)
+        return sends + self._carry_out(self.machine.poll(now), now) if not self.dead else sends
+
+    def pause(self, until: float) -> list[Send]:
+        """It does nothing until then; its clock goes on, and what comes waits."""
+        self.paused = until
+        return []
 
     def next_timeout(self) -> float | None:
-        return None if self.dead else self.machine.next_timeout()
+        if self.dead:
+            return None
+        return self.machine.next_timeout() if self.paused is None else self.paused
 
     def learn(self, now: float) -> list[Send]:
         """The manifest's newest generation reaches this replica."""
-        if self.dead or self.world.generation <= self.machine.stored.generation:
+        if self.dead or self.paused is not None or self.world.generation <= self.machine.stored.generation:
             return []
         event = lead.NewGeneration(self.world.generation, self.world.voters)
         return self._carry_out(self.machine.receive(event, now), now)
@@ -133,10 +157,10 @@ class Replica:
                 self._vote(stored.incarnation, term, to)
             case lead.RequestVote(term):
                 self._vote(stored.incarnation, term, self.ordinal)
-        there = [to, *range(to + TWINS, to + TWINS * (self.world.twins + 1), TWINS)]
-        return [
-            Send(peer(number), (message, stored.life)) for number in there if number in self.world.numbers
-        ]
+        said = (message, stored.life)
+        numbers = self.world.numbers
+        there = range(to, to + TWINS * (self.world.twins + 1), TWINS)
+        return [Send(peer(number), said) for number in there if number in numbers]
 
     def _vote(self, incarnation: int, term: int, candidate: int) -> None:
         self.world.votes.setdefault(Vote(self.ordinal, incarnation, term), {})[candidate] = None
@@ -265,10 +289,9 @@ class Schedule:
         return self.network.actor(peer(leading[-1].ordinal)) if leading else None
 
     def stuck(self) -> bool:
-        """One of one or two voters that lost its disk does not come back: no majority of others knows what it promised."""
-        firsts = [self.network.actor(peer(ordinal)) for ordinal in (0, 1) if ordinal in self.world.numbers]
-        lost = any(first is not None and first.machine.role is lead.Role.RECOVERING for first in firsts)
-        return self.world.lone and lost
+        """Ordinal 0 of one or two voters that lost its disk does not come back: nobody else knows what it promised."""
+        first = self.network.actor(peer(0)) if 0 in self.world.numbers else None
+        return self.world.lone and first is not None and first.machine.role is lead.Role.RECOVERING
 
 
 class Twins(Schedule):
@@ -294,9 +317,15 @@ class Twins(Schedule):
     def twin(self) -> None:
         """A pod more of some ordinal, if that has one only."""
         ordinal = self.one() % TWINS
-        if sum(number % TWINS == ordinal for number in self.numbers) == 1:
-            self.world.twins += 1
-            self.add(ordinal + self.world.twins * TWINS)
+        if len(self.pods_of(ordinal)) == 1:
+            self.make_again(ordinal)
+
+    def make_again(self, ordinal: int) -> None:
+        self.world.twins += 1
+        self.add(ordinal + self.world.twins * TWINS)
+
+    def pods_of(self, ordinal: int) -> list[int]:
+        return [number for number in self.numbers if number % TWINS == ordinal]
 
     def part_twins(self) -> None:
         """Of two of one ordinal one ends for good."""
@@ -317,6 +346,48 @@ class Twins(Schedule):
             if len(twins) > 1:
                 self.end(twins[below(self.rng, len(twins))])
         return super().settle()
+
+
+class Pauses(Schedule):
+    """Replicas are stopped, too, and go on with what came meanwhile."""
+
+    def disturb(self) -> None:
+        if below(self.rng, 6):
+            super().disturb()
+        else:
+            length = 2 * self.config.lease_s * self.rng.random()
+            self.network.act(peer(self.one()), lambda replica, now: replica.pause(now + length))
+
+
+class PausedTwins(Pauses, Twins):
+    """All of it; and each side of a partition may make again whomever it misses: two families of pods."""
+
+    def disturb(self) -> None:
+        if below(self.rng, 8):
+            super().disturb()
+        else:
+            self.part_families()
+
+    def part_families(self) -> None:
+        ordinals = dict.fromkeys(number % TWINS for number in self.numbers)
+        for ordinal in ordinals:
+            if len(self.pods_of(ordinal)) == 1:
+                self.make_again(ordinal)
+        pods = [self.pods_of(ordinal) for ordinal in ordinals]
+        self.network.partition([peer(each[below(self.rng, len(each))]) for each in pods])
+
+
+class TwinsOfVoters(PausedTwins):
+    """Nobody founds: all vote from the beginning. What `Twins` reaches late, or never where it loses its founder."""
+
+    def begin(self, ordinal: int, stored: lead.Stored) -> None:
+        Schedule.begin(self, ordinal, stored)
+
+
+def broken_by_all(seed: int, *, twins: bool) -> Schedule:
+    """The schedule of a seed, with everything that can happen; of those with ``twins`` every other one has a founder."""
+    kind = (TwinsOfVoters, PausedTwins)[seed % 2] if twins else Pauses
+    return kind(seed, voters_of(seed))
 
 
 def voters_of(seed: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 _MASK = (1 << 64) - 1
+_STEP = 2.0**-53
 
 
 class SeededRandom:
@@ -13,6 +14,8 @@ class SeededRandom:
 
     def getrandbits(self, k: int, /) -> int:
         """A number of `k` random bits."""
+        if k <= 64:
+            return self._next() >> (64 - k) if k else 0
         value = 0
         for _ in range(-(-k // 64)):
             value = value << 64 | self._next()
@@ -20,11 +23,10 @@ class SeededRandom:
 
     def random(self) -> float:
         """A number from 0 up to, not including, 1."""
-        return self.getrandbits(53) / (1 << 53)
+        return (self._next() >> 11) * _STEP
 
     def _next(self) -> int:
-        self._state = (self._state + 0x9E3779B97F4A7C15) & _MASK
-        mixed = self._state
+        self._state = mixed = (self._state + 0x9E3779B97F4A7C15) & _MASK
         mixed = (mixed ^ mixed >> 30) * 0xBF58476D1CE4E5B9 & _MASK
         mixed = (mixed ^ mixed >> 27) * 0x94D049BB133111EB & _MASK
         return mixed ^ mixed >> 31

@@ -11,6 +11,8 @@ from magik_proto import leadership as lead
 from magik_proto.testing.elections import (
     Schedule,
     Twins,
+    TwinsOfVoters,
+    broken_by_all,
     double_votes,
     overlaps,
     shared_tokens,
@@ -83,6 +85,37 @@ def test_twins_of_one_ordinal_come_to_rest_when_one_goes() -> None:
             schedule.network.run(40.0)
             led += schedule.settle() is not None
     assert led >= 17, "but for schedules in which a replica died in its first writes"
+
+
+@pytest.mark.parametrize("twins", [False, True])
+def test_all_that_can_happen_at_once(twins: bool) -> None:
+    """Pauses, too, and two families of pods, one on each side of a partition."""
+    led = 0
+    for seed in range(SEEDS):
+        schedule = broken_by_all(seed, twins=twins)
+        schedule.run(30)
+        assert wrong(schedule) == ([], [], []), f"seed {seed}"
+        led += len({lease.token for lease in schedule.world.leases})
+    assert led > SEEDS // 2, "hardly anybody was elected: the schedules test nothing"
+
+
+def test_two_families_of_two_share_no_lease() -> None:
+    """Overlaps in one of thirty, if each of two could let in the other."""
+    for seed in range(SEEDS):
+        schedule = TwinsOfVoters(seed, 2)
+        schedule.network.run(6.0)
+        schedule.run(36)
+        assert wrong(schedule) == ([], [], []), f"seed {seed}"
+
+
+def test_of_two_the_second_may_lose_its_disk() -> None:
+    for seed in range(10):
+        schedule = Schedule(seed, 2)
+        schedule.network.run(15.0)
+        del schedule.world.disks[1]
+        schedule.restart(1)
+        assert schedule.settle() is not None, f"seed {seed}"
+        assert wrong(schedule) == ([], [], [])
 
 
 # Overlaps and falling tokens while replicas took every manifest for settled, each by itself; the last two while only
