@@ -2,6 +2,10 @@
 
 The whole run is decided by --seed and replays. The fabric is built once for all scenarios that begin with the
 same machines; each scenario runs in a fork of it, so that they do not see each other.
+
+With --out, scenarios that the file has already and that are not run now stay in it if they were run with the
+same seed and effort. With --trace a digest of all messages shows whether a change of the code changed what
+machines do: if not, what was measured before it still holds.
 """
 
 from __future__ import annotations
@@ -18,11 +22,12 @@ from pathlib import Path
 from time import monotonic, process_time
 from typing import Any
 
-from attrs import evolve
+from attrs import asdict, evolve
 
 from magik_mesh.simulation.fabric import Fabric
 from magik_mesh.simulation.measure import shape
 from magik_mesh.simulation.scenarios import SCENARIOS, Effort
+from magik_mesh.simulation.trace import Trace
 
 Builder = Callable[[int, int, None], Fabric]
 
@@ -44,14 +49,26 @@ def main(arguments: list[str]) -> int:
         "nodes": options.nodes,
         "seed": options.seed,
         "python": platform.python_version(),
+        "effort": asdict(options.effort),
         "fabric": fabric,
         "scenarios": ordered,
     }
     if options.out is not None:
-        options.out.mkdir(parents=True, exist_ok=True)
-        (options.out / f"scale-{options.nodes}.json").write_text(json.dumps(found, indent=1) + "\n")
+        _keep(found, options.scenarios, options.out / f"scale-{options.nodes}.json")
     print(json.dumps(found))
     return 0 if len(ordered) == len(options.scenarios) else 1
+
+
+def _keep(found: dict[str, Any], ran: list[str], file: Path) -> None:
+    """Write the results down, beside those of earlier runs with the same seed and effort."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    before: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
+    if all(before.get(key) == found[key] for key in ("seed", "effort")):
+        others = {name: figures for name, figures in before["scenarios"].items() if name not in ran}
+        scenarios = others | found["scenarios"]
+        ordered = {name: scenarios[name] for name in SCENARIOS if name in scenarios}
+        found = found | {"fabric": found["fabric"] or before["fabric"], "scenarios": ordered}
+    file.write_text(json.dumps(found, indent=1) + "\n")
 
 
 def _run(build: Builder, names: list[str], options: argparse.Namespace) -> dict[str, Any]:
@@ -66,23 +83,28 @@ def _run(build: Builder, names: list[str], options: argparse.Namespace) -> dict[
     gc.freeze()
     results: dict[str, Any] = {"fabric": figures} if build is SCENARIOS["calm"].build else {}
     for name in names:
-        results |= _in_fork(lambda name=name: {name: _one(name, fabric, options.effort)})
+        results |= _in_fork(lambda name=name: {name: _one(name, fabric, options)})
         print(f"{name}: {json.dumps(results.get(name))}", file=sys.stderr, flush=True)
     return results
 
 
-def _one(name: str, fabric: Fabric, effort: Effort) -> dict[str, Any]:
+def _one(name: str, fabric: Fabric, options: argparse.Namespace) -> dict[str, Any]:
+    trace = Trace(fabric) if options.trace else None
     begin, wall, events = process_time(), monotonic(), fabric.network.stats.events
     virtual = fabric.network.now
-    figures = SCENARIOS[name].run(fabric, effort)
+    figures = SCENARIOS[name].run(fabric, options.effort)
     events, cpu = fabric.network.stats.events - events, process_time() - begin
-    return figures | {
-        "virtual_s": round(fabric.network.now - virtual, 1),
-        "events": events,
-        "events_per_cpu_s": round(events / cpu),
-        "cpu_s": round(cpu, 1),
-        "wall_s": round(monotonic() - wall, 1),
-    }
+    return (
+        figures
+        | ({} if trace is None else {"trace": trace.hexdigest()})
+        | {
+            "virtual_s": round(fabric.network.now - virtual, 1),
+            "events": events,
+            "events_per_cpu_s": round(events / cpu),
+            "cpu_s": round(cpu, 1),
+            "wall_s": round(monotonic() - wall, 1),
+        }
+    )
 
 
 def _in_fork(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -124,6 +146,7 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--lookups", type=int, default=Effort().lookups)
     parser.add_argument("--lookup-wait", type=float, default=Effort().lookup_wait_s, help="seconds")
     parser.add_argument("--tender-wait", type=float, default=Effort().tender_wait_s, help="seconds")
+    parser.add_argument("--trace", action="store_true", help="a digest of all messages")
     parser.add_argument("--out", type=Path, help="a folder for scale-NODES.json")
     options = parser.parse_args(arguments)
     options.scenarios = options.scenarios.split(",")

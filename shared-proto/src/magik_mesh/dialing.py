@@ -64,8 +64,8 @@ class DialPlan:
         self._only = only
         if only is None:
             return
-        for peer in sorted(only):
-            self.want(peer, now)
+        for peer in sorted(only):  # a set has no order of its own
+            self._note(peer, now)
         for peer, wanted in list(self._peers.items()):
             spare = not (wanted.permanent or wanted.linked or wanted.dialing or wanted.lost)
             if spare and peer not in only:
@@ -84,9 +84,12 @@ class DialPlan:
             self._note(peer, now, permanent=permanent)
 
     def _note(self, peer: PeerId, now: float, *, permanent: bool = False) -> None:
-        wanted = self._peers.setdefault(peer, _Wanted(permanent, now, now))
-        wanted.permanent |= permanent
-        wanted.heard_at = now
+        wanted = self._peers.get(peer)
+        if wanted is None:
+            self._peers[peer] = _Wanted(permanent, now, now)
+        else:
+            wanted.permanent |= permanent
+            wanted.heard_at = now
 
     def hurry(self, peer: PeerId, now: float) -> None:
         """Something new was heard (another address, another start):

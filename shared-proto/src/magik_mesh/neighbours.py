@@ -9,7 +9,7 @@ while the connection lasts. All other connections come of calls and of others' c
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 from attrs import define, field, frozen
 
@@ -49,22 +49,27 @@ class Neighbours:
         return self.large != before
 
     def choose(
-        self, nearest: Sequence[PeerId], sample: Sequence[PeerId], connected: Collection[PeerId]
+        self, nearest: Sequence[PeerId], sample: Iterable[PeerId], connected: Collection[PeerId]
     ) -> frozenset[PeerId] | None:
         """Whom to be connected with now; None: with everybody.
 
-        `nearest` are known peers, the nearest first; `sample` is where random ones come from. A random one
-        that is not connected by the next time is given up for another.
+        `nearest` are known peers, the nearest first; `sample` is where random ones come from, looked at
+        only if one is lacking. A random one that is not connected by the next time is given up for another.
         """
         if not self.large:
             return None
         near = dict.fromkeys(nearest[: self.close])  # asked for each of the sample whether it is one of them
         self._picked = {peer: None for peer in self._picked if peer in connected and peer not in near}
-        pool = OrderedDict.fromkeys(peer for peer in sample if peer not in near and peer not in self._picked)
+        if len(self._picked) < self.random:
+            self._pick(
+                dict.fromkeys(peer for peer in sample if peer not in near and peer not in self._picked)
+            )
+        return frozenset((*near, *self._picked))
+
+    def _pick(self, pool: Iterable[PeerId]) -> None:
         candidates = list(pool)
         while candidates and len(self._picked) < self.random:
             self._picked[candidates.pop(self.below(len(candidates)))] = None
-        return frozenset((*near, *self._picked))
 
 
 @frozen

@@ -114,14 +114,19 @@ class Dht:
 
     def next_timeout(self) -> float | None:
         """When to call `poll`."""
-        times = [self._upkeep.due, self.store.next_timeout()]
+        least = self._upkeep.due
+        due = self.store.next_timeout()
+        if due is not None and (least is None or due < least):
+            least = due
         for search in self._searches.values():
-            times.append(search.lookup.next_timeout())
+            due = search.lookup.next_timeout()
+            if due is not None and (least is None or due < least):
+                least = due
         for query in self._queries.values():  # the oldest is due first
-            times.append(query.deadline)
+            if least is None or query.deadline < least:
+                least = query.deadline
             break
-        known = [time for time in times if time is not None]
-        return min(known) if known else None
+        return least
 
     def receive(self, event: DhtEvent, now: float) -> list[DhtOutput]:
         """Take one event in."""

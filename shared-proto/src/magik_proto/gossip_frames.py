@@ -68,7 +68,12 @@ def parse_frame(value: Any) -> Frame:
     """
     if not isinstance(value, dict):
         raise _malformed("a frame is a map")
-    return Frame(**{name: parse(value[name]) for name, parse in _FIELDS.items() if name in value})
+    found = {}
+    for name in value:
+        parse = _FIELDS.get(name)
+        if parse is not None:
+            found[name] = parse(value[name])
+    return Frame(**found)
 
 
 def _malformed(detail: str) -> RemoteProtocolError:
@@ -78,7 +83,7 @@ def _malformed(detail: str) -> RemoteProtocolError:
 def _list(items: Any, key: str, limit: int, parse: Callable[[Any], T]) -> tuple[T, ...]:
     if not isinstance(items, list | tuple) or len(items) > limit:
         raise _malformed(f"{key} is a list of at most {limit}")
-    return tuple(parse(item) for item in items)
+    return tuple([parse(item) for item in items])
 
 
 A = TypeVar("A")
@@ -134,8 +139,9 @@ def _seconds(item: Any) -> int:
 def _ids(items: Any) -> tuple[bytes, ...]:
     if not isinstance(items, list | tuple) or len(items) > MAX_IDS:
         raise _malformed(f"ids are a list of at most {MAX_IDS}")
-    if not all(isinstance(item, bytes) and len(item) == ID_SIZE for item in items):
-        raise _malformed(f"an id is {ID_SIZE} bytes")
+    for item in items:
+        if not isinstance(item, bytes) or len(item) != ID_SIZE:
+            raise _malformed(f"an id is {ID_SIZE} bytes")
     return tuple(items)
 
 

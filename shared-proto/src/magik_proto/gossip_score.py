@@ -91,8 +91,10 @@ class _Topic:
             return
         self.at = now
         kept = config.zero ** (passed / config.fade_s)
-        for name in ("first", "owed", "done", "failure"):
-            setattr(self, name, _faded(getattr(self, name), kept, config.zero))
+        self.first = _faded(self.first, kept, config.zero)
+        self.owed = _faded(self.owed, kept, config.zero)
+        self.done = _faded(self.done, kept, config.zero)
+        self.failure = _faded(self.failure, kept, config.zero)
         if self.invalid:
             kept = config.zero ** (passed / config.fade_invalid_s)
             self.invalid = _faded(self.invalid, kept, config.zero)
@@ -102,10 +104,6 @@ class _Topic:
         if self.owed < config.duty_least:
             return 0.0
         return max(0.0, 1.0 - self.done / (config.duty_share * self.owed))
-
-    @property
-    def bad(self) -> bool:
-        return bool(self.owed or self.failure or self.invalid)
 
 
 def _faded(value: float, kept: float, zero: float) -> float:
@@ -182,9 +180,12 @@ class PeerScores:
         return known is not None and self._may_be_negative(known) and self.score(peer, now) < 0
 
     def _may_be_negative(self, known: _Peer) -> bool:
-        if known.offences or known.broken or known.application < 0 or self._surplus(known) > 0:
+        if known.offences or known.broken or known.application < 0 or self._surplus(known):
             return True
-        return any(topic.bad for topic in known.topics.values())
+        for topic in known.topics.values():  # noqa: SIM110 - a generator costs more than what it looks at
+            if topic.owed or topic.failure or topic.invalid:
+                return True
+        return False
 
     def _topics_score(self, peer: PeerId, known: _Peer | None, now: float) -> float:
         config, total = self._config, 0.0
@@ -206,16 +207,19 @@ class PeerScores:
         return total + config.failure_weight * topic.failure + config.invalid_weight * topic.invalid**2
 
     def _peer_score(self, known: _Peer) -> float:
-        config = self._config
-        crowd = config.colocation_weight * self._surplus(known) ** 2
-        offences = max(0.0, known.offences + known.broken - config.behaviour_free)
-        behaviour = config.behaviour_weight * offences**2
-        return known.application + max(crowd, -config.colocation_most) + behaviour
+        config, total = self._config, known.application
+        if surplus := self._surplus(known):
+            total += max(config.colocation_weight * surplus**2, -config.colocation_most)
+        offences = known.offences + known.broken - config.behaviour_free
+        if offences > 0:
+            total += config.behaviour_weight * offences**2
+        return total
 
     def _surplus(self, known: _Peer) -> int:
-        if known.address is None:
+        free = self._config.colocation_free
+        if known.address is None or (crowd := self._at_address.get(known.address, 0)) <= free:
             return 0
-        return max(0, self._at_address.get(known.address, 0) - self._config.colocation_free)
+        return crowd - free
 
     # -- who is there ------------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable
 from typing import Final, NoReturn, Self
 
-from attrs import field, frozen
+from attrs import frozen
 from nacl import bindings
 from nacl.exceptions import CryptoError
 
@@ -30,17 +30,25 @@ SEAL_OVERHEAD: Final = 48
 _HEX_ID: Final = re.compile(r"[0-9a-f]{64}")
 
 
-def _check_key(instance: object, attribute: object, value: bytes) -> None:
-    if type(value) is not bytes or len(value) != KEY_BYTES:
-        raise InvalidField("peer id", f"must be {KEY_BYTES} bytes")
-
-
-@frozen(order=False, repr=False)
-class PeerId:
+class PeerId(bytes):
     """Who a machine or workload is: its Ed25519 public key. Ordered by its bytes, written as 64 lower-case
-    hex digits."""
+    hex digits.
 
-    raw: bytes = field(validator=_check_key)
+    The very bytes, not an object around them: machines look peers up in dicts all the time, and bytes keep
+    their hash. So one equals the plain bytes of its key.
+    """
+
+    __slots__ = ()
+
+    def __new__(cls, raw: bytes) -> Self:
+        if type(raw) is not bytes or len(raw) != KEY_BYTES:
+            raise InvalidField("peer id", f"must be {KEY_BYTES} bytes")
+        return super().__new__(cls, raw)
+
+    @property
+    def raw(self) -> bytes:
+        """The key as plain bytes, which is what goes onto the wire."""
+        return bytes(self)
 
     @classmethod
     def parse(cls, text: str) -> Self:
@@ -49,33 +57,16 @@ class PeerId:
             raise RemoteProtocolError("identity.peer-id", "a peer id is 64 lower-case hex digits")
         return cls(bytes.fromhex(text))
 
-    # By hand, for attrs makes two tuples for each comparison, and machines sort peers all the time.
-
-    def __hash__(self) -> int:
-        return hash(self.raw)
-
-    def __lt__(self, other: PeerId) -> bool:
-        return self.raw < other.raw if type(other) is PeerId else NotImplemented
-
-    def __le__(self, other: PeerId) -> bool:
-        return self.raw <= other.raw if type(other) is PeerId else NotImplemented
-
-    def __gt__(self, other: PeerId) -> bool:
-        return self.raw > other.raw if type(other) is PeerId else NotImplemented
-
-    def __ge__(self, other: PeerId) -> bool:
-        return self.raw >= other.raw if type(other) is PeerId else NotImplemented
-
     def __str__(self) -> str:
-        return self.raw.hex()
+        return self.hex()
 
     def __repr__(self) -> str:
-        return f"PeerId({self.raw.hex()[:12]}…)"
+        return f"PeerId({self.hex()[:12]}…)"
 
     @property
     def short(self) -> str:
         """The first 12 digits, for people to read; never for decisions."""
-        return self.raw.hex()[:12]
+        return self.hex()[:12]
 
 
 class Secret:

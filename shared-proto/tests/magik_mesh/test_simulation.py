@@ -14,7 +14,8 @@ from attrs import evolve
 from magik_mesh.simulation.fabric import Fabric
 from magik_mesh.simulation.measure import growth
 from magik_mesh.simulation.nearest import Nearest
-from magik_mesh.simulation.scenarios import Effort, simulate
+from magik_mesh.simulation.scenarios import SCENARIOS, Effort, simulate
+from magik_mesh.simulation.trace import Trace
 from magik_proto.testing.seeded import SeededRandom
 
 SEED = 11
@@ -90,11 +91,20 @@ def test_who_comes_is_found_within_two_seconds_under_churn_and_heavy_loss() -> N
     assert min(lossy["delivery"], lossy["right"]) >= 0.99, f"seed {SEED}: {lossy}"
 
 
-def test_the_same_seed_gives_the_same_figures() -> None:
-    little = Effort(tenders=1, lookups=6, tender_wait_s=1.0, lookup_wait_s=1.0)
-    runs = [simulate("loss-20", 80, SEED, little) for _ in range(2)]
-    assert runs[0] == runs[1]
-    assert simulate("loss-20", 80, SEED + 1, little) != runs[0]
+def test_the_same_seed_gives_the_same_figures_by_the_same_messages() -> None:
+    def run(seed: int) -> tuple[dict[str, Any], str]:
+        scenario = SCENARIOS["loss-20"]
+        fabric = scenario.build(80, seed, None)
+        trace = Trace(fabric)
+        nothing = trace.hexdigest()
+        figures = scenario.run(fabric, Effort(tenders=1, lookups=6, tender_wait_s=1.0, lookup_wait_s=1.0))
+        assert trace.hexdigest() != nothing
+        return figures, trace.hexdigest()
+
+    first = run(SEED)
+    assert run(SEED) == first
+    other = run(SEED + 1)
+    assert (other[0] != first[0], other[1] != first[1]) == (True, True)
 
 
 def test_the_truth_that_lookups_are_measured_by() -> None:

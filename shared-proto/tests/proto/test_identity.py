@@ -222,4 +222,15 @@ def test_peer_ids_are_ordered_by_their_bytes() -> None:
     assert (hash(low), low) == (hash(again), again)
     for compare in (operator.lt, operator.le, operator.gt, operator.ge):
         with pytest.raises(TypeError):
-            compare(low, low.raw)
+            compare(low, str(low))
+
+
+def test_a_peer_id_is_its_key_and_made_of_nothing_else() -> None:
+    peer = PeerId(bytes(range(32)))
+    assert (type(peer.raw), peer.raw) == (bytes, bytes(range(32)))
+    assert peer == PeerId.parse(str(peer)) == peer.raw
+    assert f"{peer}" == peer.raw.hex()
+    assert copy.copy(peer) == pickle.loads(pickle.dumps(peer)) == peer
+    for wrong in (bytes(31), bytes(33), bytearray(32), 32, "00" * 32, peer):
+        with pytest.raises(InvalidField):
+            PeerId(wrong)  # type: ignore[arg-type]

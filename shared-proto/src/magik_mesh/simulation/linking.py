@@ -125,7 +125,7 @@ class Linking:
             if peer is not self._own:
                 self.plan.want(peer, now)
 
-    def choose(self, known: int, nearest: Sequence[PeerId], sample: Sequence[PeerId], now: float) -> None:
+    def choose(self, known: int, nearest: Sequence[PeerId], sample: Iterable[PeerId], now: float) -> None:
         """`magik_mesh.tending`: whom to be connected with from now on; `known` are known to be alive."""
         self.neighbours.observe(known)
         chosen = self.neighbours.choose(nearest, sample, self.links.peers())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from itertools import chain
 from random import Random
 from typing import Any, Protocol
 from uuid import UUID
@@ -208,7 +209,7 @@ class Machine:
         """Choose whom to be connected with."""
         table = self.dht.table
         near = table.closest(self._key, self.linking.neighbours.close)
-        sample = [contact.peer for contact in (*self.sampled, *table.all())]
+        sample = (contact.peer for contact in chain(self.sampled, table.all()))
         self.linking.choose(len(table), [contact.peer for contact in near], sample, now)
 
     def place(self, tender_id: UUID, replicas: int, now: float) -> list[Send]:

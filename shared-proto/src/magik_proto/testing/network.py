@@ -12,7 +12,7 @@ core does some hundred thousand events a second (`benchmarks/simulator.py` says 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import attrs
@@ -51,6 +51,9 @@ class Chance(Protocol):
 
     def random(self) -> float: ...
 
+
+Tap = Callable[[float, PeerId, Sequence[Send]], None]
+"""Takes the network time, who sends, and what."""
 
 ActorT = TypeVar("ActorT", bound=Actor)
 
@@ -111,6 +114,7 @@ class Network(Generic[ActorT]):
         self.conditions = conditions or Conditions()
         self.stats = Stats()
         self.rng: Chance = chance or SeededRandom(seed)
+        self.tap: Tap | None = None  # sees all that is sent
         self._hosts: dict[PeerId, _Host[ActorT]] = {}
         # (when, number, to whom, in which life, from whom, what); a wake-up is from nobody.  What is due at
         # one time happens in the order of the numbers, which are those of queueing.
@@ -202,6 +206,8 @@ class Network(Generic[ActorT]):
         conditions, chance = self.conditions, self.rng.random
         latency, jitter, loss = conditions.latency_s, conditions.jitter_s, conditions.loss
         self.stats.sent += len(sends)
+        if self.tap is not None:
+            self.tap(self.now, source.peer, sends)
         for to, message, reliable in sends:
             host = self._hosts.get(to)
             if host is None:

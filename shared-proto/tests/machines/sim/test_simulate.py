@@ -62,3 +62,20 @@ def test_scale_runs_its_scenarios_and_keeps_the_results(tmp_path: Path) -> None:
 def test_scale_names_a_scenario_that_there_is_not() -> None:
     run = simulate("scale", "--scenarios", "calm,earthquake")
     assert (run.returncode, "no scenario earthquake" in run.stderr) == (2, True)
+
+
+def test_scale_adds_to_results_of_the_same_seed_and_effort_and_to_no_others(tmp_path: Path) -> None:
+    few = ("--nodes", "100", "--lookups", "3", "--lookup-wait", "1", "--tender-wait", "1", "--trace")
+
+    def run(*more: str) -> dict[str, str]:
+        done = simulate("scale", *few, *more, "--out", str(tmp_path))
+        assert done.returncode == 0, done.stderr
+        kept = json.loads((tmp_path / "scale-100.json").read_text())
+        return {name: figures["trace"] for name, figures in kept["scenarios"].items()}
+
+    first = run("--scenarios", "loss-5", "--tenders", "1")
+    both = run("--scenarios", "calm", "--tenders", "1")
+    assert list(both) == ["calm", "loss-5"]
+    assert both["loss-5"] == first["loss-5"] != both["calm"]
+    assert run("--scenarios", "calm", "--tenders", "1") == both  # the same messages
+    assert list(run("--scenarios", "calm", "--tenders", "2")) == ["calm"]
