@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import trio
-from fabric_support import FakeMachine, Wall, bare_pod, deployment, mirror, new_view
+from fabric_support import FakeMachine, Wall, bare_pod, deployment, mirror, new_foundings, new_view
 from trio.testing import wait_all_tasks_blocked
 
 from machineplane.backend import REVISION, FabricBackend
@@ -49,6 +49,7 @@ class World:
             retire=self.retire,
             dispose=self.dispose,
             roles=lambda peer: frozenset({"run", "submit"}),
+            foundings=new_foundings(),
         )
         self.backend = FabricBackend(
             identity=self.machine.identity,

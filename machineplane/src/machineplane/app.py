@@ -29,6 +29,7 @@ from machineplane.fabric.disposals import Disposals
 from machineplane.fabric.endpoints import Endpoints
 from machineplane.fabric.events import Events
 from machineplane.fabric.follow import Follower
+from machineplane.fabric.founding import Foundings
 from machineplane.fabric.guardian import Guardian, Outcome
 from machineplane.fabric.holdings import Holdings, HoldingsFull
 from machineplane.fabric.manifests import Manifest, Object
@@ -236,6 +237,7 @@ class Machine:
             retire=lambda peer, pod: self.remote.retire(peer, pod),
             dispose=self.disposals.dispose,
             roles=self.node.roles,
+            foundings=Foundings(self.config.state_dir / "foundings"),
         )
 
     def _make_wide(self) -> Wide:

@@ -1,8 +1,13 @@
 """Manifests, tables and views for the tests of the fabric room."""
 
+import atexit
+import shutil
+import tempfile
+from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
+from machineplane.fabric.founding import Foundings
 from machineplane.fabric.manifests import Manifest, manifest_of, replicas_of
 from machineplane.fabric.objects import render
 from machineplane.fabric.scope import OF
@@ -26,6 +31,13 @@ class Wall:
     def __call__(self) -> int:
         self.now += 1
         return self.now
+
+
+def new_foundings() -> Foundings:
+    """Of a machine that has made nothing yet, in a folder that goes with the tests."""
+    folder = tempfile.mkdtemp(prefix="foundings-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return Foundings(Path(folder))
 
 
 def identity(number: int) -> Identity:

@@ -1,5 +1,6 @@
 """Who acts for a workload, and what the one that acts does; on a fake clock, with tenders that are answered by the test."""
 
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -13,6 +14,7 @@ from fabric_support import (
     deployment,
     identity,
     mirror,
+    new_foundings,
     new_view,
     record,
     stateful_set,
@@ -21,6 +23,7 @@ from trio.testing import wait_all_tasks_blocked
 
 from machineplane.fabric.events import Events
 from machineplane.fabric.follow import visible
+from machineplane.fabric.founding import Foundings
 from machineplane.fabric.guardian import START_GRACE_S, Guardian, Outcome, actor, guardians, keepers
 from machineplane.fabric.holdings import Holdings
 from machineplane.fabric.manifests import Manifest
@@ -52,7 +55,7 @@ def test_the_author_acts_while_it_lives_then_the_closest() -> None:
 class World:
     """One guardian on a machine of its own, and a fabric that answers tenders as the test wants."""
 
-    def __init__(self) -> None:
+    def __init__(self, foundings: Foundings | None = None) -> None:
         wall = Wall()
         self.machine = FakeMachine(1, wall)
         self.other = FakeMachine(2, wall)
@@ -65,6 +68,7 @@ class World:
         self.retired: list[str] = []
         self.disposed: list[Workload] = []
         self.places = True
+        self.foundings = foundings or new_foundings()
         self.roles: dict[PeerId, frozenset[str]] = {}
         self.events = Events(self.machine.table, wall, "m1")
         self.guardian = Guardian(
@@ -78,6 +82,7 @@ class World:
             retire=self.retire,
             dispose=self.dispose,
             roles=lambda peer: self.roles.get(peer, frozenset({"run", "submit"})),
+            foundings=self.foundings,
         )
         self.view.on_change = lambda group: self.guardian.wake(group.partition("/")[2])
         self.machine.table.on_change(lambda entry: mirror(self.view, self.machine))
@@ -204,6 +209,37 @@ async def test_only_who_made_a_stateful_set_has_it_founded(
         world.guardian.hold(record(stateful_set(), world.machine.identity))  # as of an earlier daemon
         await trio.sleep(START_GRACE_S + 5)
         assert 0 in world.ordinals and not world.founders
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_daemon_that_ends_before_it_has_placed_a_set_founds_it_in_its_next_life(
+    autojump_clock: trio.testing.MockClock, tmp_path: Path
+) -> None:
+    first, workload = World(Foundings(tmp_path)), record(stateful_set(), identity(1))
+    first.guardian.take(workload)
+    for founders in ([0], []):
+        again = World(Foundings(tmp_path))  # the manifest comes back from those who guard it
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(again.guardian.run)
+            again.guardian.hold(workload)
+            await trio.sleep(START_GRACE_S + 5)
+            assert 0 in again.ordinals and again.founders == founders, "once in all its lives"
+            nursery.cancel_scope.cancel()
+
+
+async def test_a_daemon_that_was_alone_founds_what_it_made_then(
+    world: World, autojump_clock: trio.testing.MockClock
+) -> None:
+    world.places = False
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(world.guardian.run)
+        world.guardian.take(record(stateful_set(), world.machine.identity))
+        await trio.sleep(3)
+        nursery.start_soon(world.guardian.rejoin)
+        await trio.sleep(START_GRACE_S / 2)
+        world.places = True
+        await trio.sleep(START_GRACE_S + 5)
+        assert world.founders == [0]
         nursery.cancel_scope.cancel()
 
 

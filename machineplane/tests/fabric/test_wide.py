@@ -11,7 +11,7 @@ from uuid import uuid4
 import pytest
 import structlog
 import trio
-from fabric_support import FakeMachine, deployment, record
+from fabric_support import FakeMachine, deployment, new_foundings, record
 from trio.testing import MockClock
 
 from machineplane.fabric import outlook
@@ -95,6 +95,7 @@ class Member(FakeMachine):
             retire=lambda peer, pod: self.remote.retire(peer, pod),
             dispose=self.disposals.dispose,
             roles=node.roles,
+            foundings=new_foundings(),
         )
         self.view.on_change = self.changed
         self.remote = Remote(

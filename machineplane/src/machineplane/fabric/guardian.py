@@ -18,6 +18,7 @@ import trio
 from attrs import frozen
 
 from machineplane.fabric.events import Events
+from machineplane.fabric.founding import Founding, Foundings
 from machineplane.fabric.holdings import Holdings, HoldingsFull
 from machineplane.fabric.manifests import Manifest
 from machineplane.fabric.objects import pod_fact
@@ -80,22 +81,6 @@ class Large(Protocol):
     async def settle(self, workload: Workload, placed: Iterable[PeerId] = ()) -> None: ...
 
 
-class Founding:
-    """A mark that can be taken once: a StatefulSet's leadership is founded by one pod in its life."""
-
-    def __init__(self) -> None:
-        self._left = True
-
-    def take(self) -> bool:
-        """Whether it is still there; it is gone then."""
-        taken, self._left = self._left, False
-        return taken
-
-    def give_back(self) -> None:
-        """It was certainly not used."""
-        self._left = True
-
-
 class Guardian:
     """Keeps the holdings in step with the view and runs a task for each workload that this machine acts for."""
 
@@ -112,6 +97,7 @@ class Guardian:
         retire: Retire,
         dispose: Callable[[Workload], Awaitable[None]],
         roles: Roles,
+        foundings: Foundings,
     ) -> None:
         self._view = view
         self._table = table
@@ -123,12 +109,12 @@ class Guardian:
         self._retire = retire
         self._dispose = dispose
         self._roles = roles
+        self._foundings = foundings
         self.large: Large | None = None
         self._acting: dict[UUID, trio.Event] = {}
         self._dirty: set[str] = set()
         self._woken = trio.Event()
         self._made_here: set[UUID] = set()
-        self._foundings: dict[UUID, Founding] = {}
         self._started = float("inf")  # until `run`
         self._log = structlog.get_logger(room="fabric")
 
@@ -139,7 +125,7 @@ class Guardian:
             self._made_here.add(workload.uid)
         self.guard(workload)
         if new and workload.resource.kind == "StatefulSet":
-            self._foundings[workload.uid] = Founding()
+            self._foundings.put(workload.uid)
 
     def guard(self, workload: Workload) -> bool:
         """As `hold`, for what somebody wants guarded here, where that is more than to run it."""
@@ -169,8 +155,8 @@ class Guardian:
         self._woken.set()
 
     def founding(self, uid: UUID) -> Founding | None:
-        """The mark of a workload that was made here, by this daemon; it alone knows whether it was given away."""
-        return self._foundings.get(uid)
+        """The mark of a workload that was made here; this machine alone knows whether it was given away."""
+        return self._foundings.of(uid)
 
     def actor_of(self, workload: Workload) -> PeerId:
         """The machine that acts for a workload, by the list of live machines."""
@@ -265,7 +251,8 @@ class Guardian:
                         await trio.sleep(delay)
         finally:
             self._made_here.discard(uid)
-            self._foundings.pop(uid, None)
+            if self._holdings.is_disposed(uid, trio.current_time()):
+                self._foundings.take(uid)
             del self._acting[uid]
             self._table.remove(("placement", str(uid)))
 
