@@ -4,6 +4,7 @@ Says its peer id, its UDP port and its app's port in one line, and serves HTTP w
 """
 
 import sys
+from contextlib import suppress
 
 import trio
 from traffic_support import Machine, pod, serving
@@ -15,11 +16,12 @@ ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 
 async def answer(stream: trio.SocketStream) -> None:
     buffer = b""
-    async for chunk in stream:
-        buffer += bytes(chunk)
-        while b"\r\n\r\n" in buffer:
-            _, _, buffer = buffer.partition(b"\r\n\r\n")
-            await stream.send_all(ANSWER)
+    with suppress(trio.BrokenResourceError):  # a client that gave up
+        async for chunk in stream:
+            buffer += bytes(chunk)
+            while b"\r\n\r\n" in buffer:
+                _, _, buffer = buffer.partition(b"\r\n\r\n")
+                await stream.send_all(ANSWER)
 
 
 async def main(seed: str, peer: str, client_port: str, service: str, port: str) -> None:
