@@ -21,6 +21,9 @@ MAX_REPLICAS: Final = 1_000
 """Of one workload (protocol.md). At it the replica whose record is oldest goes."""
 CLOCK_SKEW_MS: Final = 30_000
 """A record from further ahead than clocks may differ is not believed (protocol.md)."""
+GRACE_MS: Final = 45_000
+"""A record that is over is kept for so long, for when no better is left: in an overload all are late. A guess: three of its
+lives; who left, or was lost, is forgotten at once in any case."""
 
 
 @frozen(kw_only=True)
@@ -68,6 +71,17 @@ class Catalog:
         """Those of them that may be sent traffic."""
         return tuple(r for r in self.replicas(workload_id, now_ms) if r.ready and r.healthy)
 
+    def hoped(self, workload_id: str, now_ms: int) -> tuple[ServiceRecord, ...]:
+        """Those that may be sent traffic; where no replica has a living record, those that might have been lately.
+
+        As Envoy's panic threshold: that all have fallen silent at one time says more about us than about them.
+        """
+        if self.replicas(workload_id, now_ms):
+            return self.ready(workload_id, now_ms)
+        kept = self._known.get(workload_id, {}).values()
+        found = [r for r in kept if r.ready and r.healthy and self._kept(r, now_ms)]
+        return tuple(sorted(found, key=lambda record: record.peer_id))
+
     def leader(self, workload_id: str, now_ms: int) -> ServiceRecord | None:
         """Who says that it leads; of several the one of the latest epoch. A hint: a call is fenced where it arrives."""
         leaders = [r for r in self.ready(workload_id, now_ms) if r.caps.get("leader") is True]
@@ -76,6 +90,10 @@ class Catalog:
     def of_peer(self, peer: PeerId, workload_id: str) -> ServiceRecord | None:
         """The record of one replica, alive or not."""
         return self._known.get(workload_id, {}).get(peer)
+
+    def known(self, workload_id: str) -> tuple[ServiceRecord, ...]:
+        """All its records, those that are over but still kept as well."""
+        return tuple(self._known.get(workload_id, {}).values())
 
     def workloads(self) -> tuple[str, ...]:
         """All workloads with a record, in the order of their ids."""
@@ -88,7 +106,7 @@ class Catalog:
     def expire(self, now_ms: int) -> None:
         """Drop what is over; call it from time to time."""
         for workload_id, replicas in list(self._known.items()):
-            left = {peer: record for peer, record in replicas.items() if self._alive(record, now_ms)}
+            left = {peer: record for peer, record in replicas.items() if self._kept(record, now_ms)}
             if left:
                 self._known[workload_id] = left
             else:
@@ -110,6 +128,9 @@ class Catalog:
 
     def _alive(self, record: ServiceRecord, now_ms: int) -> bool:
         return record.ts - CLOCK_SKEW_MS <= now_ms < record.ts + self.life_ms
+
+    def _kept(self, record: ServiceRecord, now_ms: int) -> bool:
+        return now_ms < record.ts + self.life_ms + GRACE_MS
 
     def _room_for_workload(self) -> dict[str, dict[PeerId, ServiceRecord]]:
         if len(self._known) >= self.max_workloads:

@@ -18,8 +18,9 @@ from trio import socket
 
 from magik_mesh import Call
 from workplane.inbound import HOST, RESET_BROKEN, Inbound
+from workplane.lifesigns import Stream
 from workplane.pumps import CHUNK, in_parallel
-from workplane.routing import Router, Stream, Target, Unreachable
+from workplane.routing import Router, Target, Unreachable
 
 IDLE_S: Final = 60.0
 """A flow without a datagram is forgotten. Half of what RFC 4787, REQ-5 asks of a NAT: here only a stream is given up, and

@@ -309,9 +309,8 @@ class Discovery:
         self._forget(lambda record: not self._beliefs.believes(record))
 
     def _forget(self, gone: Callable[[ServiceRecord], bool]) -> None:
-        now = self._wall()
         for workload_id in self._catalog.workloads():
-            for record in self._catalog.replicas(workload_id, now):
+            for record in self._catalog.known(workload_id):
                 if gone(record):
                     self._catalog.forget(record.peer_id, workload_id)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, Final
+from typing import Final
 
 import trio
 from attrs import define, field
@@ -14,7 +14,7 @@ from magik_proto.identity import PeerId
 from magik_proto.passes import PodIdentity
 from workplane.catalog import Visibility
 from workplane.pumps import both_ways, reset_unless_done
-from workplane.routing import Target
+from workplane.routing import BUSY, Target
 from workplane.services import Service
 
 MAX_OF_PEER: Final = 256
@@ -51,10 +51,6 @@ class Inbound:
     taken: int = 0  # those that may be carried
     _of_peer: dict[PeerId, int] = field(factory=dict)
     _idle: trio.Event = field(factory=trio.Event)
-
-    async def on_ping(self, call: Call) -> dict[str, Any]:
-        """It lives."""
-        return {}
 
     async def on_tcp(self, call: Call) -> None:
         """A connection to the app."""
@@ -97,7 +93,7 @@ class Inbound:
         if not self.ready():
             raise CallRefused("not-ready", "this pod is not ready")
         if self.open >= self.max_of_all or self._of_peer.get(call.peer, 0) >= self.max_of_peer:
-            raise CallRefused("busy", "this agent carries as many connections as it will")
+            raise CallRefused(BUSY, "this agent carries as many connections as it will")
         self._check_caller(call.peer)
         namespace, name, number = _read(call.body)
         for service in self.services():

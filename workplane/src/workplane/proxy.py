@@ -13,17 +13,19 @@ from attrs import define, field, frozen
 from trio import socket
 
 from workplane.datagrams import DatagramFront, open_datagrams
+from workplane.lifesigns import Stream
 from workplane.pumps import both_ways, reset, reset_unless_done
 from workplane.redirect import listen_on_loopback, original_destination
-from workplane.routing import Router, Stream, Target, Unreachable
+from workplane.routing import Router, Target, Unreachable
 
 MAX_LISTENERS: Final = 4096
 """(address, port) pairs at which connections are taken; at it the one unused for longest is closed, and opened again when
 its name is asked for. Not earlier: a client may keep an address for as long as it runs. A guess."""
 MAX_CONNECTIONS: Final = 4096
 """Of the pod's apps to services; at it a further one is reset. A guess, below what a process may have open."""
-BACKLOG: Final = 512
-"""Connections that wait to be accepted; more wait for their SYN to be repeated. A guess."""
+BACKLOG: Final = 4096
+"""Connections that wait to be accepted; more wait for their SYN to be repeated, and are reset after 15 s (measured, in an
+overload, with 512). What Linux allows."""
 
 
 @frozen

@@ -11,7 +11,7 @@ from typing import Final
 import trio
 from trio import socket
 
-from workplane.routing import Stream
+from workplane.lifesigns import Stream
 
 CHUNK: Final = 256 << 10
 """Bytes that are taken at once: a QUIC stream's window, so that what has arrived is passed on whole."""

@@ -2,8 +2,8 @@
 
 An attempt that has no answer within `HEDGE_S` does not hold the connection up: the next replica is tried beside it, and the
 first that answers is taken. That is safe because nothing of the app is sent before a replica has said that its app took the
-connection. Whoever did not answer is avoided for a while, and asked whether it lives: if it does not, what was open with it
-is torn down long before QUIC's own time-outs would say so.
+connection. Whoever did not answer is avoided for a while, and asked whether it lives (`lifesigns`): if it does not, what was
+open with it is torn down long before QUIC's own time-outs would say so.
 """
 
 from __future__ import annotations
@@ -22,59 +22,40 @@ from magik_proto.passes import PodIdentity
 from magik_proto.records import ServiceRecord
 from workplane.balance import Balancer, Rule
 from workplane.catalog import Catalog
+from workplane.lifesigns import Asker, LifeSigns, Stream
 from workplane.services import Service, Services
+from workplane.vigil import LAG_S
 
 TCP: Final = "/workplane/tcp/1.0.0"
 UDP: Final = "/workplane/udp/1.0.0"
 METHODS: Final[Mapping[str, str]] = {"TCP": TCP, "UDP": UDP}
-PING: Final = "/workplane/ping/1.0.0"
 LEADER: Final = "leader"
+BUSY: Final = "busy"
+"""The code with which a replica refuses what is too many."""
 
 HEDGE_S: Final = 0.3
 """Without an answer for so long, the next replica is tried as well. A guess: several round trips around the earth, few
 handshakes."""
-LAG_S: Final = 0.1
-"""What took so much longer than it may was held up here, and says nothing about the other end. A guess."""
 HEDGES: Final = 20.0
 HEDGE_PART: Final = 0.1
 """Attempts beside others that may be made at once, and what each success adds to them: where everybody is slow, as in an
 overload, more attempts would make it worse (after gRPC's proposal A6, "Throttling Retry Attempts and Hedged RPCs")."""
 CONNECT_S: Final = 5.0
 """For all attempts together, as the mesh takes for one dial. A guess."""
+MAX_LONGER: Final = 4
+"""By so much at most that is longer while this agent, or all that it sees, is slow (`LocalHealth`): a late answer is of more
+use than none. A guess: clients wait for a connection for longer than 20 s."""
+BUSY_S: Final = 0.2
+"""After all replicas have said that they carry as much as they will, they are asked again. A guess."""
 MAX_TRIES: Final = 5
 """Replicas that are tried for one connection. A guess."""
-SILENCE_S: Final = 0.4
-"""A replica that was sent something and has sent nothing for so long is asked whether it lives. A guess."""
-PINGS: Final = 3
-PING_S: Final = 0.5
-"""If it has not answered so many questions in a row, each within so long, it is taken for dead. A guess: 2 s in all, and one
-hiccup of our own does not count as three."""
 
 
-class Stream(Protocol):
-    """Bytes both ways: to an app of this pod, or by a call to another's agent."""
-
-    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        """Send all of it."""
-
-    async def send_eof(self) -> None:
-        """End our half."""
-
-    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
-        """Some bytes; none at the end."""
-        ...
-
-
-class Caller(Protocol):
+class Caller(Asker, Protocol):
     """What is needed of `magik_mesh.Node`."""
-
-    id: PeerId
 
     def introduce(self, peer: BootstrapPeer) -> None:
         """See `Node.introduce`."""
-
-    async def call(self, peer: PeerId, method: str, body: Any = None, *, timeout: float = 30.0) -> Any:
-        """See `Node.call`."""
 
     def open_call(
         self, peer: PeerId, method: str, body: Any = None, *, timeout: float = 30.0
@@ -110,19 +91,22 @@ class Target:
 
 @define(eq=False)
 class _Race:
-    """The attempts for one connection, of which one wins."""
+    """The attempts for one connection, of which one wins. `limit` is of the task that would end them."""
 
+    limit: trio.CancelScope
     scopes: list[trio.CancelScope] = field(factory=list)
     won: bool = False
     stir: trio.Event = field(factory=trio.Event)
     left: int = 0
     errors: list[str] = field(factory=list)
+    busy: bool = False  # a replica said that it carries as much as it will
 
     def win(self, scope: trio.CancelScope) -> bool:
         """Whether this attempt is the first to succeed; the others are given up then."""
         if self.won:
             return False
         self.won = True
+        self.limit.cancel()
         for other in self.scopes:
             if other is not scope:
                 other.cancel()
@@ -130,38 +114,8 @@ class _Race:
         return True
 
 
-@define(eq=False)
-class _OpenWith:
-    """What is open with a replica, and since when it lets us wait: inf while it does not."""
-
-    scopes: set[trio.CancelScope] = field(factory=set)
-    waits_since: float = float("inf")
-    questioned: bool = False
-
-
-@frozen(eq=False)
-class _Heard:
-    """A stream of which is known whether the other end lets us wait."""
-
-    stream: Stream
-    open_with: _OpenWith
-
-    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        if self.open_with.waits_since == float("inf"):
-            self.open_with.waits_since = trio.current_time()
-        await self.stream.send_all(data)
-
-    async def send_eof(self) -> None:
-        await self.stream.send_eof()
-
-    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
-        data = await self.stream.receive_some(max_bytes)
-        self.open_with.waits_since = float("inf")
-        return data
-
-
 class Router:
-    """Opens connections to services' replicas. `nursery` has the questions to those that do not answer."""
+    """Opens connections to services' replicas. `nursery` has the questions to those who do not answer; run `signs.watch`."""
 
     def __init__(
         self,
@@ -184,8 +138,7 @@ class Router:
         self._follow = follow
         self._identify = identify
         self._open_own = open_own
-        self._nursery = nursery
-        self._open: dict[PeerId, _OpenWith] = {}
+        self.signs = LifeSigns(node, self._failed, nursery)
         self._hedges = HEDGES
         self._told: set[str] = set()
         self._log = structlog.get_logger(part="traffic")
@@ -201,27 +154,52 @@ class Router:
         found = {
             record.peer_id: record
             for workload_id in service.workloads
-            for record in self._catalog.ready(workload_id, now)
+            for record in self._catalog.hoped(workload_id, now)
             if not part or record.pod_name == part
         }
         return tuple(found.values())
 
     async def connect(self, target: Target, carry: Carry) -> None:
         """Have `carry` called with a stream to a ready replica; returns when it does. Raises `Unreachable`."""
-        race = _Race()
-        with trio.move_on_after(CONNECT_S) as patience:
-            service = await self._service(target)
-            order = await self._order(service, target)
-            async with trio.open_nursery() as nursery:
-                for record in order[:MAX_TRIES]:
-                    race.left += 1
-                    nursery.start_soon(self._attempt, race, patience, record, service, target, carry)
-                    await self._await_answer(race)
-                    if race.won:
-                        break
+        limit = trio.CancelScope()
+        race = _Race(limit)
+        none: Unreachable | None = None
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._limit, limit, nursery.cancel_scope)
+            try:
+                while not await self._try(race, target, carry) and race.busy:
+                    await trio.sleep(BUSY_S)
+                    race = _Race(limit)
+            except Unreachable as error:
+                none = error
+            nursery.cancel_scope.cancel()
+        if none is not None:
+            raise none
         if not race.won:
-            why = "; ".join(race.errors) or f"no answer within {CONNECT_S:g} s"
+            why = "; ".join(race.errors) or "no answer in time"
             raise Unreachable(f"{target}: {why}")
+
+    async def _limit(self, limit: trio.CancelScope, attempts: trio.CancelScope) -> None:
+        """End what has won nothing in time, which is longer while we are slow; `limit` is cancelled when something has."""
+        began = now = trio.current_time()
+        with limit:
+            while (due := began + CONNECT_S * min(MAX_LONGER, self.signs.health.multiplier)) > now:
+                await trio.sleep_until(due)
+                now = trio.current_time()
+            attempts.cancel()
+
+    async def _try(self, race: _Race, target: Target, carry: Carry) -> bool:
+        """Each replica once; whether one took the connection, which is over then."""
+        service = await self._service(target)
+        order = await self._order(service, target)
+        async with trio.open_nursery() as nursery:
+            for record in order[:MAX_TRIES]:
+                race.left += 1
+                nursery.start_soon(self._attempt, race, record, service, target, carry)
+                await self._await_answer(race)
+                if race.won:
+                    break
+        return race.won
 
     async def _service(self, target: Target) -> Service:
         try:
@@ -264,7 +242,6 @@ class Router:
     async def _attempt(
         self,
         race: _Race,
-        patience: trio.CancelScope,
         record: ServiceRecord,
         service: Service,
         target: Target,
@@ -277,12 +254,14 @@ class Router:
                 async with self._stream(record, service, target) as stream:
                     won = race.win(scope)
                     if won:
-                        patience.deadline = float("inf")
                         await self._carry(peer, scope, f"{target.namespace}/{target.service}", stream, carry)
             except (MeshError, OSError, trio.BrokenResourceError) as error:
                 if not won:
                     race.errors.append(f"{record.pod_name}: {error}")
-                    self._failed(peer)
+                    if isinstance(error, RpcFailed) and error.code == BUSY:
+                        race.busy = True  # a sign of life, and nothing to avoid it for later
+                    else:
+                        self._failed(peer)
             except Exception:  # noqa: BLE001 -- a defect in how one connection is carried must not end the agent
                 self._log.exception("connection-defect", target=str(target), pod=record.pod_name)
                 race.errors.append(f"{record.pod_name}: see the agent's log")
@@ -291,22 +270,18 @@ class Router:
                 race.stir.set()
                 if not won and trio.current_time() - began >= HEDGE_S:
                     self._failed(peer)
-                    self._doubt(peer)
+                    self.signs.doubt(peer)
 
     async def _carry(
         self, peer: PeerId, scope: trio.CancelScope, key: str, stream: Stream, carry: Carry
     ) -> None:
         self._hedges = min(HEDGES, self._hedges + HEDGE_PART)
         self._balancer.opened(key, peer)
-        open_with = self._open.setdefault(peer, _OpenWith())
-        open_with.scopes.add(scope)
         try:
-            await carry(_Heard(stream, open_with))
+            with self.signs.open(peer, scope, stream) as heard:
+                await carry(heard)
         finally:
             self._balancer.closed(peer)
-            open_with.scopes.discard(scope)
-            if not open_with.scopes:
-                del self._open[peer]
 
     @asynccontextmanager
     async def _stream(self, record: ServiceRecord, service: Service, target: Target) -> AsyncIterator[Stream]:
@@ -317,7 +292,10 @@ class Router:
         self._introduce(record)
         body = {"namespace": target.namespace, "service": target.service, "port": target.port}
         method = METHODS[target.protocol]
-        async with self._node.open_call(record.peer_id, method, body, timeout=CONNECT_S) as (_, stream):
+        async with self._node.open_call(record.peer_id, method, body, timeout=CONNECT_S * MAX_LONGER) as (
+            _,
+            stream,
+        ):
             self._check(record)
             yield stream
 
@@ -338,46 +316,3 @@ class Router:
 
     def _failed(self, peer: PeerId) -> None:
         self._balancer.failed(peer, trio.current_time())
-
-    # -- those that do not answer
-
-    async def watch(self) -> None:
-        """Ask those that let us wait whether they live, until cancelled."""
-        while True:
-            await trio.sleep(SILENCE_S)
-            before = trio.current_time() - SILENCE_S
-            for peer, open_with in self._open.items():
-                if open_with.waits_since <= before:
-                    self._doubt(peer)
-
-    def _doubt(self, peer: PeerId) -> None:
-        """Find out whether a replica lives, if anything of ours is open with it."""
-        open_with = self._open.get(peer)
-        if open_with is not None and not open_with.questioned and peer != self._node.id:
-            open_with.questioned = True
-            self._nursery.start_soon(self._question, peer, open_with)
-
-    async def _question(self, peer: PeerId, open_with: _OpenWith) -> None:
-        try:
-            silent = 0
-            while silent < PINGS:
-                due = trio.current_time() + PING_S
-                if await self._lives(peer):
-                    open_with.waits_since = float("inf")
-                    return
-                silent += trio.current_time() < due + LAG_S
-            self._log.warning("a replica does not answer: its connections are torn down", peer=str(peer))
-            self._failed(peer)
-            for scope in open_with.scopes:
-                scope.cancel()
-        finally:
-            open_with.questioned = False
-
-    async def _lives(self, peer: PeerId) -> bool:
-        try:
-            await self._node.call(peer, PING, timeout=PING_S)
-        except RpcFailed:
-            return True  # an answer of whatever kind
-        except MeshError:
-            return False
-        return True

@@ -21,10 +21,11 @@ from workplane.balance import Balancer
 from workplane.catalog import Catalog, Visibility
 from workplane.datagrams import DatagramInbound
 from workplane.inbound import Inbound
+from workplane.lifesigns import PING, Witness
 from workplane.metrics import Family, counter, gauge
 from workplane.names import Found, ServiceName
 from workplane.proxy import Front, Place
-from workplane.routing import LEADER, PING, TCP, UDP, Router, Target
+from workplane.routing import LEADER, TCP, UDP, Router, Target
 from workplane.services import Ask, Service, ServicePort, Services
 
 MAX_PODS: Final = 128
@@ -118,12 +119,17 @@ class Traffic:
 
     def metrics(self) -> Iterable[Family]:
         """For ``/metrics``."""
+        signs = self.router.signs
         yield gauge("connections_out", "Connections of this pod's apps to services.", self.front.connections)
         yield gauge("connections_in", "Connections and flows of other pods to this one.", self.inbound.open)
         yield counter("connections_asked", "Those that other pods asked for.", self.inbound.asked)
         yield counter("connections_taken", "Those of them that were let in.", self.inbound.taken)
         yield counter(
             "connections_failed", "Of this pod's apps, for which there was no replica.", self.front.failed
+        )
+        yield counter("replicas_torn_down", "Times that a replica was taken for dead.", signs.torn_down)
+        yield gauge(
+            "slowness", "By how much more time others are given: 0 is none, 7 the most.", signs.health.score
         )
         yield gauge(
             "service_ports", "Ports of services at which connections are taken.", len(self.front.places)
@@ -173,10 +179,10 @@ async def open_traffic(seams: Seams) -> AsyncIterator[Traffic]:
     inbound = Inbound(seams.identify, seams.visibility, seams.own_services, seams.own_ports, seams.ready)
     seams.node.handle(TCP, inbound.on_tcp)
     seams.node.handle(UDP, DatagramInbound(inbound).on_udp)
-    seams.node.handle(PING, inbound.on_ping)
+    seams.node.handle(PING, Witness(seams.node).on_ping)
     async with trio.open_nursery() as nursery:
         traffic = Traffic(seams, inbound, nursery)
-        nursery.start_soon(traffic.router.watch)
+        nursery.start_soon(traffic.router.signs.watch)
         if seams.redirect_port is not None:
             await traffic.take_redirected(seams.redirect_port)
         try:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from magik_proto.identity import PeerId
 from magik_proto.records import SERVICE_LIFE_MS, ServiceRecord
-from workplane.catalog import CLOCK_SKEW_MS, Catalog, Visibility
+from workplane.catalog import CLOCK_SKEW_MS, GRACE_MS, Catalog, Visibility
 
 NOW = 1_700_000_000_000
 OWN = Visibility(namespace="default")
@@ -45,8 +45,21 @@ def test_replicas_are_listed_while_their_records_live() -> None:
     assert catalog.replicas("default/Deployment/web", end) == ()
     catalog.expire(end - 1)
     assert catalog.workloads() == ("default/Deployment/db", "default/Deployment/web")
-    catalog.expire(end)
+    catalog.expire(end + GRACE_MS)
     assert catalog.workloads() == ()
+
+
+def test_where_all_records_are_over_those_that_were_ready_lately_are_hoped_for() -> None:
+    catalog, web, end = Catalog(OWN), "default/Deployment/web", NOW + SERVICE_LIFE_MS
+    catalog.take([record(1), record(2), record(3, ready=False)], NOW)
+    assert names(catalog.hoped(web, NOW)) == ["web-1", "web-2"]
+    catalog.expire(end)
+    assert catalog.ready(web, end) == () and names(catalog.hoped(web, end)) == ["web-1", "web-2"]
+    catalog.forget(record(1).peer_id, web)  # as who is lost, or leaves
+    assert names(catalog.hoped(web, end + GRACE_MS - 1)) == ["web-2"]
+    assert catalog.hoped(web, end + GRACE_MS) == ()
+    catalog.take([record(4, ts=end, ready=False)], end)  # one that lives and says that it is not ready
+    assert catalog.hoped(web, end) == ()
 
 
 def test_only_news_of_higher_precedence_counts() -> None:
