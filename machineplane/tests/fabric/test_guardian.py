@@ -201,6 +201,29 @@ async def test_a_stateful_set_comes_up_in_order_rolls_and_is_counted(
         nursery.cancel_scope.cancel()
 
 
+async def test_an_ordinal_whose_name_a_bare_pod_has_waits_for_it_to_go(
+    world: World, autojump_clock: trio.testing.MockClock
+) -> None:
+    pod, wanted = record(bare_pod("db-1"), world.machine.identity), stateful_set()
+    wanted["spec"]["podManagementPolicy"] = "Parallel"
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(world.guardian.run)
+        world.guardian.take(pod)
+        await trio.sleep(2)
+        world.guardian.take(record(wanted, world.machine.identity))
+        await trio.sleep(20)
+        assert sorted(world.ordinals) == [0, 2]
+        shown = world.view.rendered["StatefulSet", "default", "db"]["status"]
+        assert shown["replicas"] == 2
+        told = [entry.value for entry in world.machine.table.entries("event")]
+        assert any("pod db-1 already exists" in str(each) for each in told)
+        world.holdings.release(pod.uid)
+        world.machine.table.remove(("workload", str(pod.uid)))
+        await trio.sleep(10)
+        assert sorted(world.ordinals) == [0, 1, 2]
+        nursery.cancel_scope.cancel()
+
+
 async def test_only_who_made_a_stateful_set_has_it_founded(
     world: World, autojump_clock: trio.testing.MockClock
 ) -> None:

@@ -273,17 +273,38 @@ class Guardian:
         if not step.tender:
             self._say(workload, None)
             return step.idle
+        ordinals, reasons = self._free(workload.resource, step.ordinals)
+        if step.ordinals and not ordinals:
+            outcome = Outcome({}, len(step.ordinals), reasons)
+            self._say(workload, outcome)
+            self._report(manifest, outcome)
+            return False
         taken: dict[PeerId, int] = {}
         for pod in pods:
             if not pod.terminating and pod.template_hash == manifest.template_hash:
                 taken[pod.node] = taken.get(pod.node, 0) + 1
-        outcome = await self._tender(manifest, step.tender, taken, step.ordinals)
+        outcome = await self._tender(manifest, len(ordinals) or step.tender, taken, ordinals)
+        outcome = Outcome(outcome.placed, outcome.unplaced + len(reasons), (*outcome.reasons, *reasons))
         if self.large is not None and self.large.active:
             self.large.placed(workload, outcome.placed)
             await self.large.settle(workload, outcome.placed)
         self._say(workload, outcome)
         self._report(manifest, outcome)
         return not outcome.unplaced
+
+    def _free(
+        self, resource: ResourceId, ordinals: tuple[int, ...]
+    ) -> tuple[tuple[int, ...], tuple[str, ...]]:
+        """Those whose names no bare Pod has, and a reason for each of the others: who came first has the name."""
+        names = {n: f"{resource.name}-{n}" for n in ordinals}
+        there = [
+            n
+            for n in ordinals
+            if self._view.winner(ResourceId(resource.namespace, "Pod", names[n])) is not None
+        ]
+        return tuple(n for n in ordinals if n not in there), tuple(
+            f"pod {names[n]} already exists" for n in there
+        )
 
     async def _catch_up(self, workload: Workload) -> None:
         if self.large is not None and self.large.active:
