@@ -52,7 +52,7 @@ from workplane.metrics import (
 from workplane.naming import serve_names
 from workplane.podfacts import own_record
 from workplane.replicas import Around, Replicas
-from workplane.services import Service, selecting
+from workplane.services import Service, Services, selecting
 from workplane.standing import Standing
 from workplane.start import Origin, StartError, find_origin
 from workplane.traffic import Seams, open_traffic
@@ -152,6 +152,7 @@ class Agent:
         self.sources: list[Source] = [self._own_metrics]
         self.log = structlog.get_logger()
         self.services: tuple[Service, ...] = ()
+        self.known_services = Services(self._service)
         self.visibility = Visibility(
             namespace=config.namespace,
             allow=config.allow_workloads,
@@ -194,7 +195,7 @@ class Agent:
             wall=wall_ms,
             identify=lambda peer: beliefs.identify(peer, self.node.shown(peer)),
             follow=self.discovery.follow,
-            service=self._service,
+            service=self.known_services.get,
             tell_caps=lambda caps: self.discovery.change(caps=caps),
             tell_machine=self._lead,
             health=lambda: {"ready": self.standing.ready, "healthy": self.standing.healthy},
@@ -239,7 +240,7 @@ class Agent:
             wall=wall_ms,
             follow=self.discovery.follow,
             identify=self.discovery.identify,
-            ask=self._service,
+            services=self.known_services,
             own_services=lambda: self.services,
             own_ports=lambda: self.own.ports,
             ready=lambda: self.standing.ready and self.standing.healthy,

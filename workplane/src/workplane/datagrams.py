@@ -19,6 +19,7 @@ from trio import socket
 from magik_mesh import Call
 from workplane.inbound import HOST, RESET_BROKEN, Inbound
 from workplane.lifesigns import Stream
+from workplane.logs import Sparing, correlated
 from workplane.pumps import CHUNK, in_parallel
 from workplane.routing import Router, Target, Unreachable
 
@@ -76,7 +77,7 @@ class DatagramFront:
         self._max_flows = flows
         self._idle = idle
         self._flows: dict[tuple[Address, Address], _Flow] = {}
-        self._log = structlog.get_logger(part="traffic")
+        self._failures = Sparing(structlog.get_logger(part="traffic"))
         self.dropped = 0
 
     async def serve(self, server: trio.socket.SocketType, target: Callable[[], Target]) -> None:
@@ -128,9 +129,10 @@ class DatagramFront:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(_end_when_idle, lambda: flow.last, self._idle, nursery.cancel_scope)
                 try:
-                    await self._router.connect(target, carry)
+                    with correlated():
+                        await self._router.connect(target, carry)
                 except Unreachable as error:
-                    self._log.debug("datagrams dropped", target=str(target), error=str(error))
+                    self._failures.info("datagrams-dropped", target=str(target), error=str(error))
                 nursery.cancel_scope.cancel()
         finally:
             receive.close()
@@ -146,7 +148,8 @@ class DatagramInbound:
 
     async def on_udp(self, call: Call) -> None:
         """A flow to the app."""
-        port = self.inbound.admit(call, "UDP")
+        with self.inbound.told(call):
+            port = self.inbound.admit(call, "UDP")
         async with self.inbound.counted(call.peer):
             with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as app:
                 await app.connect((HOST, port))

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from typing import Final
 
+import structlog
 import trio
 from attrs import define, field
 
@@ -13,6 +14,7 @@ from magik_mesh import Call, CallRefused
 from magik_proto.identity import PeerId
 from magik_proto.passes import PodIdentity
 from workplane.catalog import Visibility
+from workplane.logs import Sparing, correlated
 from workplane.pumps import both_ways, reset_unless_done
 from workplane.routing import BUSY, Target
 from workplane.services import Service
@@ -51,12 +53,15 @@ class Inbound:
     taken: int = 0  # those that may be carried
     _of_peer: dict[PeerId, int] = field(factory=dict)
     _idle: trio.Event = field(factory=trio.Event)
+    _refusals: Sparing = field(factory=lambda: Sparing(structlog.get_logger(part="traffic")))
 
     async def on_tcp(self, call: Call) -> None:
         """A connection to the app."""
-        port = self.admit(call, "TCP")
+        with self.told(call):
+            port = self.admit(call, "TCP")
         async with self.counted(call.peer):
-            app = await self._connect(port)
+            with self.told(call):
+                app = await self._connect(port)
             async with reset_unless_done(app):
                 await call.reply({})
                 await self._carry(call, app)
@@ -66,6 +71,18 @@ class Inbound:
             await both_ways(call.stream, app)
         except trio.BrokenResourceError:
             call.stream.reset(RESET_BROKEN)
+            raise
+
+    @contextmanager
+    def told(self, call: Call) -> Iterator[None]:
+        """What is refused within it is logged, with the id that the caller's agent gave it."""
+        try:
+            yield
+        except CallRefused as error:
+            with correlated(call.body.get("id") if isinstance(call.body, dict) else None):
+                self._refusals.info(
+                    "connection-refused", peer=str(call.peer), code=error.code, reason=error.message
+                )
             raise
 
     @asynccontextmanager

@@ -14,6 +14,7 @@ from trio import socket
 
 from workplane.datagrams import DatagramFront, open_datagrams
 from workplane.lifesigns import Stream
+from workplane.logs import Sparing, correlated
 from workplane.pumps import both_ways, reset, reset_unless_done
 from workplane.redirect import listen_on_loopback, original_destination
 from workplane.routing import Router, Target, Unreachable
@@ -67,6 +68,7 @@ class Front:
         self._max_connections = connections
         self._idle = trio.Event()
         self._log = structlog.get_logger(part="traffic")
+        self._failures = Sparing(self._log)
         self.connections = 0
         self.failed = 0
 
@@ -162,12 +164,13 @@ class Front:
 
     async def _accepted(self, place: Place, listener: _Listener, client: trio.SocketStream) -> None:
         target = self._used(place, listener)
-        try:
-            async with reset_unless_done(client):
-                await self._connect(target, client)
-        except Unreachable as error:
-            self.failed += 1
-            self._log.debug("connection ended", target=str(target), error=str(error))
+        with correlated():
+            try:
+                async with reset_unless_done(client):
+                    await self._connect(target, client)
+            except Unreachable as error:
+                self.failed += 1
+                self._failures.info("connection-failed", target=str(target), error=str(error))
 
     async def _connect(self, target: Target, client: trio.SocketStream) -> None:
         if self.connections >= self._max_connections:

@@ -23,6 +23,7 @@ from magik_proto.records import ServiceRecord
 from workplane.balance import Balancer, Rule
 from workplane.catalog import Catalog
 from workplane.lifesigns import Asker, LifeSigns, Stream
+from workplane.logs import correlation_id
 from workplane.services import Service, Services
 from workplane.vigil import LAG_S
 
@@ -290,7 +291,12 @@ class Router:
                 yield own
             return
         self._introduce(record)
-        body = {"namespace": target.namespace, "service": target.service, "port": target.port}
+        body: dict[str, Any] = {
+            "namespace": target.namespace,
+            "service": target.service,
+            "port": target.port,
+            "id": correlation_id(),
+        }
         method = METHODS[target.protocol]
         async with self._node.open_call(record.peer_id, method, body, timeout=CONNECT_S * MAX_LONGER) as (
             _,

@@ -22,6 +22,7 @@ from magik_proto.passes import PodIdentity
 from magik_proto.records import ServiceRecord
 from workplane.catalog import Catalog
 from workplane.leaderview import LeaderView, token_text
+from workplane.logs import Sparing, correlated
 from workplane.loopback import AppFailed, post
 from workplane.rpcwire import MAX_BODY, RPC, CallerName, CallFailed, RpcAnswer, RpcRequest
 
@@ -91,7 +92,8 @@ class Rpc:
         self._app_port = app_port
         self._choose = choose
         self._at_work = 0
-        self._log = structlog.get_logger(part="rpc")
+        log = structlog.get_logger(part="rpc")
+        self._refusals, self._failures = Sparing(log), Sparing(log)
         self.served = 0
         self.refused = 0
         self.proxied = 0
@@ -105,13 +107,17 @@ class Rpc:
     # -- serving
 
     async def _on_call(self, call: Call) -> dict[str, Any]:
+        with correlated(call.body.get("id") if isinstance(call.body, dict) else None):
+            return await self._answer(call)
+
+    async def _answer(self, call: Call) -> dict[str, Any]:
         try:
             request = RpcRequest.from_value(call.body)
             caller = self._caller(call.peer, request)
             answer = await self._serve(caller, request, call.remaining)
         except CallFailed as error:
             self.refused += 1
-            self._log.info("call-refused", peer=str(call.peer), code=error.code, reason=error.message)
+            self._refusals.info("call-refused", peer=str(call.peer), code=error.code, reason=error.message)
             raise CallRefused(error.code, error.message) from error
         return answer.to_value()
 
@@ -210,6 +216,16 @@ class Rpc:
 
     async def call(self, target: Target, request: RpcRequest, timeout: float = TIMEOUT_S) -> RpcAnswer:
         """Have one replica carry `request` out. Raises CallFailed; what has been sent is never sent again."""
+        with correlated(request.id):
+            try:
+                return await self._call_in_time(target, request, timeout)
+            except CallFailed as error:
+                self._failures.info(
+                    "call-failed", method=request.method, code=error.code, reason=error.message
+                )
+                raise
+
+    async def _call_in_time(self, target: Target, request: RpcRequest, timeout: float) -> RpcAnswer:
         deadline = trio.current_time() + min(timeout, TIMEOUT_S)
         try:
             with trio.fail_at(deadline):

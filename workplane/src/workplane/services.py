@@ -10,6 +10,8 @@ import structlog
 import trio
 from attrs import define, field, frozen
 
+from workplane.logs import Sparing
+
 FRESH_S: Final = 5.0
 """For so long the machine is not asked again about a Service that is there: as long as DNS says it holds. A guess."""
 MISSING_S: Final = 1.0
@@ -133,6 +135,7 @@ class Services:
 
     def __init__(self, ask: Ask) -> None:
         self._ask = ask
+        self._silent = Sparing(structlog.get_logger(part="machine"))
         self._kept: OrderedDict[tuple[str, str], _Kept] = OrderedDict()
 
     async def get(self, namespace: str, name: str) -> Service | None:
@@ -158,4 +161,9 @@ class Services:
         except (OSError, ValueError) as error:
             if kept.service is None:
                 raise OSError(f"Service {namespace}/{name}: {error}") from error
+            self._silent.info(
+                "machine-does-not-tell: its last word about a Service holds",
+                service=f"{namespace}/{name}",
+                error=str(error),
+            )
         kept.until = trio.current_time() + (MISSING_S if kept.service is None else FRESH_S)

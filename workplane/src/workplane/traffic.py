@@ -26,7 +26,7 @@ from workplane.metrics import Family, counter, gauge
 from workplane.names import Found, ServiceName
 from workplane.proxy import Front, Place
 from workplane.routing import LEADER, TCP, UDP, Router, Target
-from workplane.services import Ask, Service, ServicePort, Services
+from workplane.services import Service, ServicePort, Services
 
 MAX_PODS: Final = 128
 """Pods of a headless Service that its name stands for; of more, the first by their names. A guess: as many addresses fit
@@ -35,7 +35,7 @@ into an answer by UDP twice over."""
 
 @frozen(kw_only=True)
 class Seams:
-    """What traffic gets of the agent's other parts (`ask` is that of `Services`; the rest as `Router` and `Inbound` say).
+    """What traffic gets of the agent's other parts, as `Router` and `Inbound` say.
 
     `redirect_port`: where TCP to services' addresses is redirected to, if it is.
     """
@@ -46,7 +46,7 @@ class Seams:
     wall: Callable[[], int]
     follow: Callable[[str], Awaitable[None]]
     identify: Callable[[PeerId], PodIdentity | None]
-    ask: Ask
+    services: Services
     own_services: Callable[[], Sequence[Service]]
     own_ports: Callable[[], Mapping[str, int]]
     ready: Callable[[], bool]
@@ -62,7 +62,7 @@ class Traffic:
     def __init__(self, seams: Seams, inbound: Inbound, nursery: trio.Nursery) -> None:
         self._seams = seams
         self._nursery = nursery
-        self._services = Services(seams.ask)
+        self._services = seams.services
         self._book = AddressBook(seams.domain)
         self._log = structlog.get_logger(part="traffic")
         self.inbound = inbound

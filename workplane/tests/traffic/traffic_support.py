@@ -28,7 +28,7 @@ from magik_proto.records import ServiceRecord
 from magik_proto.wire import encode_message
 from workplane.catalog import Catalog, Visibility
 from workplane.resolver import Resolver
-from workplane.services import Service
+from workplane.services import Service, Services
 from workplane.traffic import Seams, Traffic, open_traffic
 
 ROOT = RootKey.from_seed(b"r" * 32)
@@ -200,7 +200,7 @@ async def pod(
             wall=wall,
             follow=follow,
             identify=identify,
-            ask=machine.ask,
+            services=Services(machine.ask),
             own_services=lambda: machine.selecting(str(resource)),
             own_ports=lambda: numbers,
             ready=lambda: ready[0],
