@@ -131,6 +131,8 @@ def bench(session: nox.Session) -> None:
     """Benchmarks, long, by hand: `nox -s bench -- codec quic`; without names, all. Each prints one JSON object."""
     _install_all(session, "-e", "./shared-proto[trio,native]", "grpcio>=1.60")
     wanted = set(session.posargs)
+    if not wanted or "idle" in wanted:
+        _bake(session)
     if os.geteuid() == 0 and (not wanted or wanted & {"apply", "cycles", "runtime"}):
         _set_up_host(session)  # crun and podman are compared with where they are installed
     for script in sorted(ROOT.glob("*/benchmarks/*.py")):

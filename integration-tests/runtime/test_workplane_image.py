@@ -16,8 +16,11 @@ import zstandard
 from machineplane.runtime.images.agent import AGENT_REF, Baked, ensure_agent
 from machineplane.runtime.images.store import machine_architecture
 
-pytestmark = pytest.mark.root
 ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "workplane/benchmarks"))
+import idle  # noqa: E402 - a script
+
+pytestmark = pytest.mark.root
 SCRIPT = "import os, sys, workplane.cli, workplane.app; print(os.getuid(), os.getgid(), sys.prefix, sys.flags.isolated)"
 
 
@@ -90,3 +93,10 @@ async def test_it_runs_on_its_own_as_nobody(
             assert said in await log(runtime, uid)
             assert status.containers[0].exit_code == 0
             await runtime.stop_pod(uid)
+
+
+async def test_an_idle_agent_is_small(tmp_path: Path) -> None:
+    """Of its memory what no file has, for that depends on nothing but the sources: MiB, with a tenth of room."""
+    idle.unpack(tmp_path)
+    async with idle.running(tmp_path, "only") as (process, _):
+        assert idle.rollup(process)["anonymous"] < 27.0, "\n".join(idle.census(process))

@@ -11,8 +11,10 @@ PYTHON = "usr/bin/python3.11"
 STDLIB = "usr/lib/python3.11"
 SITE = "usr/local/lib/python3.11/dist-packages"  # where Debian's Python looks
 PROGRAM = b"""#!/usr/bin/python3.11 -I
-from workplane.cli import main
+from workplane.lean import importing
 
+with importing():
+    from workplane.cli import main
 main()
 """
 PASSWD = b"root:x:0:0:root:/root:/sbin/nologin\nnobody:x:65534:65534:nobody:/:/sbin/nologin\n"

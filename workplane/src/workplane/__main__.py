@@ -1,5 +1,8 @@
 """``python -m workplane``."""
 
-from workplane.cli import main
+from workplane.lean import importing
+
+with importing():
+    from workplane.cli import main
 
 main()

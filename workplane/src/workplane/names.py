@@ -10,8 +10,8 @@ from collections.abc import Iterable, Mapping
 from ipaddress import IPv4Address
 from typing import Final
 
+import dnslib  # and no name of it: an agent loads it at the first question
 from attrs import field, frozen
-from dnslib import CNAME, OPCODE, QTYPE, RCODE, RR, SOA, SRV, A, DNSError, DNSHeader, DNSQuestion, DNSRecord
 
 TTL_S: Final = 5
 """As Kubernetes' own DNS: a name's address does not change here, but the name may go."""
@@ -64,7 +64,7 @@ def is_ours(name: str, domain: str) -> bool:
 class Question:
     """A question that can be answered or passed on; `room` is what an answer by UDP may have, in bytes."""
 
-    record: DNSRecord
+    record: dnslib.DNSRecord
     name: str
     room: int
 
@@ -72,12 +72,12 @@ class Question:
 def read_question(message: bytes) -> Question | None:
     """The one question of a message; None for what is no question that anybody has to answer."""
     try:
-        record = DNSRecord.parse(message)
-    except (DNSError, ValueError, IndexError, UnicodeError):
+        record = dnslib.DNSRecord.parse(message)
+    except (dnslib.DNSError, ValueError, IndexError, UnicodeError):
         return None
-    if record.header.qr or record.header.opcode != OPCODE.QUERY or len(record.questions) != 1:
+    if record.header.qr or record.header.opcode != dnslib.OPCODE.QUERY or len(record.questions) != 1:
         return None
-    told = [rr.edns_len for rr in record.ar if rr.rtype == QTYPE.OPT]
+    told = [rr.edns_len for rr in record.ar if rr.rtype == dnslib.QTYPE.OPT]
     room = min(max([UDP_BYTES, *told]), MAX_UDP_BYTES)
     return Question(record, str(record.q.qname), room)
 
@@ -87,37 +87,46 @@ def service_of(question: Question, domain: str) -> ServiceName | None:
     return parse_name(_port_of(question.name)[1], domain)
 
 
-def answer(question: Question, domain: str, found: Found | None, others: Iterable[RR] = ()) -> bytes:
+def answer(question: Question, domain: str, found: Found | None, others: Iterable[dnslib.RR] = ()) -> bytes:
     """The answer to a question about a name of ours, under which `found` stands (None: there is no such name), and for an
     alias `others`, what stands under the name that it means.
     """
     reply = question.record.reply(ra=1, aa=1)
     port, name = _port_of(question.name)
     if found is None or (port is not None and port not in found.ports):
-        reply.header.rcode = RCODE.NXDOMAIN
-    elif port is not None and question.record.q.qtype in (QTYPE.SRV, QTYPE.ANY):
-        reply.add_answer(RR(question.name, QTYPE.SRV, ttl=TTL_S, rdata=SRV(0, 100, found.ports[port], name)))
+        reply.header.rcode = dnslib.RCODE.NXDOMAIN
+    elif port is not None and question.record.q.qtype in (dnslib.QTYPE.SRV, dnslib.QTYPE.ANY):
+        reply.add_answer(
+            dnslib.RR(
+                question.name, dnslib.QTYPE.SRV, ttl=TTL_S, rdata=dnslib.SRV(0, 100, found.ports[port], name)
+            )
+        )
     elif port is None and found.alias:
-        reply.add_answer(RR(question.name, QTYPE.CNAME, ttl=TTL_S, rdata=CNAME(found.alias)), *others)
-    elif port is None and question.record.q.qtype in (QTYPE.A, QTYPE.ANY):
+        reply.add_answer(
+            dnslib.RR(question.name, dnslib.QTYPE.CNAME, ttl=TTL_S, rdata=dnslib.CNAME(found.alias)), *others
+        )
+    elif port is None and question.record.q.qtype in (dnslib.QTYPE.A, dnslib.QTYPE.ANY):
         for address in found.addresses:
-            reply.add_answer(RR(question.name, QTYPE.A, ttl=TTL_S, rdata=A(str(address))))
+            reply.add_answer(
+                dnslib.RR(question.name, dnslib.QTYPE.A, ttl=TTL_S, rdata=dnslib.A(str(address)))
+            )
     if not reply.rr:
         # An answer without records is remembered for as long as this says, no longer (RFC 2308).
-        reply.add_auth(RR(domain, QTYPE.SOA, ttl=TTL_S, rdata=_authority(domain)))
+        reply.add_auth(dnslib.RR(domain, dnslib.QTYPE.SOA, ttl=TTL_S, rdata=_authority(domain)))
     return bytes(reply.pack())
 
 
 def about(question: Question, name: str) -> Question:
     """The same question about another name."""
-    record = DNSRecord(
-        DNSHeader(id=question.record.header.id, rd=1), q=DNSQuestion(name, question.record.q.qtype)
+    record = dnslib.DNSRecord(
+        dnslib.DNSHeader(id=question.record.header.id, rd=1),
+        q=dnslib.DNSQuestion(name, question.record.q.qtype),
     )
     return Question(record, name, MAX_UDP_BYTES)
 
 
-def _authority(domain: str) -> SOA:
-    return SOA(f"ns.{domain}", f"hostmaster.{domain}", (1, 3600, 600, 86_400, TTL_S))
+def _authority(domain: str) -> dnslib.SOA:
+    return dnslib.SOA(f"ns.{domain}", f"hostmaster.{domain}", (1, 3600, 600, 86_400, TTL_S))
 
 
 def _port_of(name: str) -> tuple[tuple[str, str] | None, str]:
@@ -140,5 +149,5 @@ def shortened(question: Question, reply: bytes) -> bytes:
 def failure(question: Question) -> bytes:
     """Nobody could be asked."""
     reply = question.record.reply(ra=1)
-    reply.header.rcode = RCODE.SERVFAIL
+    reply.header.rcode = dnslib.RCODE.SERVFAIL
     return bytes(reply.pack())

@@ -13,8 +13,8 @@ from functools import partial
 from ipaddress import ip_address
 from typing import Final
 
+import dnslib
 import trio
-from dnslib import RR, DNSError, DNSRecord
 from trio import socket
 
 from workplane.names import (
@@ -149,15 +149,15 @@ class Resolver:
         others = await self._behind(question, found.alias, aliases) if found and found.alias else ()
         return answer(question, self._domain, found, others)
 
-    async def _behind(self, question: Question, alias: str, aliases: int) -> Sequence[RR]:
+    async def _behind(self, question: Question, alias: str, aliases: int) -> Sequence[dnslib.RR]:
         """What stands under the name that an alias means: a stub resolver does not ask again."""
         if not aliases:
             return ()
         other = about(question, alias)
         reply = await self._answer(other, bytes(other.record.pack()), aliases - 1)
         try:
-            return tuple(DNSRecord.parse(reply).rr)
-        except (DNSError, ValueError, IndexError, UnicodeError):
+            return tuple(dnslib.DNSRecord.parse(reply).rr)
+        except (dnslib.DNSError, ValueError, IndexError, UnicodeError):
             return ()
 
     async def _ask_others(self, question: Question, message: bytes) -> bytes:
