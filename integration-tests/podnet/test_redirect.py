@@ -14,7 +14,7 @@ import trio
 
 from machineplane.linux import nft
 from machineplane.linux.netns import in_netns
-from machineplane.podnet import PodGone, PodNetConfig, open_pod_network
+from machineplane.podnet import PodGone, PodNetConfig, PodNetworkError, open_pod_network
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "workplane/tests/traffic"))
 
@@ -66,7 +66,7 @@ async def test_an_app_at_all_addresses_and_services_share_a_port(pod: Pod) -> No
     one = pod()
     async with open_pod_network(CONFIG) as network:
         await network.attach("one", one.pid)
-        await network.redirect("one", one.pid, AGENT)
+        await network.redirect("one", one.pid, (AGENT,))
         with listening(one.pid, "0.0.0.0", 8080) as app, listening(one.pid, "0.0.0.0", AGENT) as agent:
             for place in SERVICES:
                 with inside(one.pid) as client:
@@ -89,7 +89,7 @@ async def test_clients_of_one_port_reach_each_its_service(pod: Pod) -> None:
     one = pod()
     async with open_pod_network(CONFIG) as network:
         await network.attach("one", one.pid)
-        await network.redirect("one", one.pid, AGENT)
+        await network.redirect("one", one.pid, (AGENT,))
         with listening(one.pid, "0.0.0.0", AGENT) as agent, ExitStack() as stack:
             for place in SERVICES:
                 client = stack.enter_context(inside(one.pid))
@@ -102,11 +102,33 @@ async def test_clients_of_one_port_reach_each_its_service(pod: Pod) -> None:
         await network.detach("one")
 
 
+async def test_a_port_that_the_pod_has_is_passed_over(pod: Pod) -> None:
+    one = pod()
+    async with open_pod_network(CONFIG) as network:
+        await network.attach("one", one.pid)
+        with listening(one.pid, "0.0.0.0", AGENT) as app:
+            with inside(one.pid) as client:
+                client.connect(("127.0.0.1", AGENT))
+                app.accept()[0].close()
+            assert await network.redirect("one", one.pid, (AGENT, 20_001)) == 20_001
+            with listening(one.pid, "0.0.0.0", 20_001) as agent, inside(one.pid) as client:
+                client.connect((SERVICES[1][0], AGENT))
+                meant, accepted = taken(agent)
+                accepted.close()
+                assert meant == (SERVICES[1][0], AGENT)
+            with pytest.raises(PodNetworkError, match="listens itself at all ports"):
+                await network.redirect("one", one.pid, (AGENT,))
+            assert "dnat" not in ruleset(one.pid)
+        assert await network.redirect("one", one.pid, (AGENT, 20_001)) == AGENT
+        assert ruleset(one.pid).count("dnat to :4702") == 1
+        await network.detach("one")
+
+
 async def test_udp_is_left_alone(pod: Pod) -> None:
     one = pod()
     async with open_pod_network(CONFIG) as network:
         await network.attach("one", one.pid)
-        await network.redirect("one", one.pid, AGENT)
+        await network.redirect("one", one.pid, (AGENT,))
         with inside(one.pid, socket.SOCK_DGRAM) as service, inside(one.pid, socket.SOCK_DGRAM) as client:
             service.bind(SERVICES[1])
             client.sendto(b"hello", SERVICES[1])
@@ -120,13 +142,13 @@ async def test_the_rule_is_made_once_and_other_tables_are_left_alone(pod: Pod) -
     async with open_pod_network(CONFIG) as network:
         await network.attach("one", one.pid)
         in_netns(f"/proc/{one.pid}/ns/net", partial(nft.run, own))
-        await network.redirect("one", one.pid, AGENT)
+        await network.redirect("one", one.pid, (AGENT,))
         before = ruleset(one.pid)
         assert "table ip own" in before and before.count("dnat to :4702") == 1
         with listening(one.pid, "0.0.0.0", AGENT) as agent, inside(one.pid) as client:
             client.connect(SERVICES[0])
             _, accepted = taken(agent)
-            await network.redirect("one", one.pid, AGENT)
+            await network.redirect("one", one.pid, (AGENT,))
             assert ruleset(one.pid) == before
             with accepted:  # what is open goes on
                 client.sendall(b"hello")
@@ -139,13 +161,13 @@ async def test_a_later_daemon_finds_the_rule_or_makes_it(pod: Pod) -> None:
     one, two = pod(), pod()
     async with open_pod_network(CONFIG) as network:
         await network.attach("one", one.pid)
-        await network.redirect("one", one.pid, AGENT)
+        await network.redirect("one", one.pid, (AGENT,))
         await network.attach("two", two.pid)
     async with open_pod_network(CONFIG) as network:
         await network.recover("one", one.pid)
         await network.recover("two", two.pid)
         assert "dnat" not in ruleset(two.pid)  # its agent, which runs, was not told
-        await network.redirect("two", two.pid, AGENT)
+        await network.redirect("two", two.pid, (AGENT,))
         for process in (one, two):
             with listening(process.pid, "0.0.0.0", AGENT) as agent, inside(process.pid) as client:
                 client.connect(SERVICES[1])
@@ -165,7 +187,7 @@ async def test_what_is_refused_leaves_nothing_redirected(pod: Pod) -> None:
         await network.attach("one", one.pid)
         in_netns(f"/proc/{one.pid}/ns/net", partial(nft.run, other))
         with pytest.raises(nft.NftRefused):
-            await network.redirect("one", one.pid, AGENT)
+            await network.redirect("one", one.pid, (AGENT,))
         assert not ruleset(one.pid)
         await network.detach("one")
 
@@ -177,7 +199,7 @@ async def test_a_pod_that_is_gone_is_said(pod: Pod) -> None:
         one.kill()
         one.wait()
         with pytest.raises(PodGone, match="pod one: process"):
-            await network.redirect("one", one.pid, AGENT)
+            await network.redirect("one", one.pid, (AGENT,))
         await network.detach("one")
 
 
@@ -187,7 +209,7 @@ def test_the_agent_carries_what_is_redirected_and_resets_what_it_does_not_know(p
     async def prepare() -> None:
         async with open_pod_network(CONFIG) as network:
             await network.attach("one", one.pid)
-            await network.redirect("one", one.pid, AGENT)
+            await network.redirect("one", one.pid, (AGENT,))
 
     async def clean() -> None:
         async with open_pod_network(CONFIG) as network:

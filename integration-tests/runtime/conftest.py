@@ -5,7 +5,7 @@ import shutil
 import subprocess
 import tempfile
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -56,8 +56,9 @@ class NoNetwork:
         self.calls.append(("recover", pod_uid))
         return Address()
 
-    async def redirect(self, pod_uid: str, pid: int, tcp_port: int) -> None:
+    async def redirect(self, pod_uid: str, pid: int, tcp_ports: Sequence[int]) -> int:
         self.calls.append(("redirect", pod_uid))
+        return tcp_ports[0]
 
 
 def make_pod(command: str, **spec: Any) -> dict[str, Any]:

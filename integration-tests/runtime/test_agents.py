@@ -174,7 +174,7 @@ async def test_an_agent_that_dies_is_started_again_alone(ready, pod, eventually)
 async def test_an_agent_to_which_nothing_can_be_redirected_is_told_so_and_runs(
     ready, pod, eventually, monkeypatch
 ):
-    async def refuse(pod_uid, pid, tcp_port):
+    async def refuse(pod_uid, pid, tcp_ports):
         raise OSError("no such hook")
 
     monkeypatch.setattr(ready.network, "redirect", refuse)

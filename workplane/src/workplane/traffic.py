@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from ipaddress import IPv4Address
 from typing import Final
 
@@ -31,6 +31,8 @@ from workplane.services import Service, ServicePort, Services
 MAX_PODS: Final = 128
 """Pods of a headless Service that its name stands for; of more, the first by their names. A guess: as many addresses fit
 into an answer by UDP twice over."""
+RETRY_S: Final = 5.0
+"""Between tries to have the port to which connections are redirected, where an app has it. A guess."""
 
 
 @frozen(kw_only=True)
@@ -81,17 +83,26 @@ class Traffic:
         self.front = Front(self.router, nursery, redirected=seams.redirect_port is not None)
 
     async def take_redirected(self, port: int) -> None:
-        """Begin to. A port that is taken is logged: what the pod gives to others goes on."""
+        """Begin to. A port that is taken is logged and tried again: what the pod gives to others goes on."""
         try:
-            self.redirect_port = await self._nursery.start(self.front.serve_redirected, port)
+            await self._take(port)
         except OSError as error:
             self._log.error(
                 "no-redirect: this pod's apps reach no service by TCP. Does one of them listen at that port?",
                 port=port,
                 error=str(error),
             )
-        else:
-            self._log.info("redirected", port=self.redirect_port)
+            self._nursery.start_soon(self._go_on_trying, port)
+
+    async def _take(self, port: int) -> None:
+        self.redirect_port = await self._nursery.start(self.front.serve_redirected, port)
+        self._log.info("redirected", port=self.redirect_port)
+
+    async def _go_on_trying(self, port: int) -> None:
+        while not self.redirect_port:
+            await trio.sleep(RETRY_S)
+            with suppress(OSError):
+                await self._take(port)
 
     async def lookup(self, name: ServiceName) -> Found | None:
         """What DNS answers for a name; listens there before it does. Raises OSError if the machine cannot be asked."""

@@ -13,6 +13,7 @@ import trio
 from traffic_support import Machine, Pod, a_port, introduce, pod, read_all, saying, serving, unique, wall
 from trio import socket
 
+from magik_mesh.testing import until
 from magik_proto.records import ServiceRecord
 from workplane.catalog import Visibility
 
@@ -330,11 +331,17 @@ async def test_a_connection_that_nobody_redirected_is_reset() -> None:
                 assert await is_reset(stream)
 
 
-async def test_a_redirect_port_that_an_app_has_is_told_and_the_rest_goes_on() -> None:
+async def test_a_redirect_port_that_an_app_has_is_told_and_taken_once_it_is_free(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("workplane.traffic.RETRY_S", 0.05)
     (taken,) = await trio.open_tcp_listeners(0, host="0.0.0.0")
-    async with taken, world(saying(b"two"), redirect_port=taken.socket.getsockname()[1]) as w:
+    port = taken.socket.getsockname()[1]
+    async with taken, world(saying(b"two"), redirect_port=port) as w:
         assert w.client.traffic.redirect_port == 0
-        assert len(await w.client.resolve(f"{w.name}.default")) == 1
+        assert len(await w.client.resolve(f"{w.name}.default")) == 1  # the rest goes on
+        await taken.aclose()
+        await until(lambda: w.client.traffic.redirect_port == port, 20.0)
 
 
 async def test_introductions_are_mutual() -> None:

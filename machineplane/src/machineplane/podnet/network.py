@@ -1,7 +1,7 @@
 """The pods' network of one machine: a bridge, and a link and an address for each pod."""
 
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from ipaddress import IPv4Address, IPv4Network
@@ -121,13 +121,14 @@ class BridgedPodNetwork:
         async with self._turn:
             return await self._open(self._ports, pod_uid, udp_port)
 
-    async def redirect(self, pod_uid: str, pid: int, tcp_port: int) -> None:
-        """Have TCP from within a pod to Services' addresses come to ``tcp_port`` of them.
+    async def redirect(self, pod_uid: str, pid: int, tcp_ports: Sequence[int]) -> int:
+        """Have TCP from within a pod to Services' addresses come to one port of them: the first of ``tcp_ports`` that is
+        free in the pod, which is returned.
 
-        It lasts as long as the network namespace of process ``pid``. Raises :class:`PodGone`, or
+        It lasts as long as the network namespace of process ``pid``. Raises :class:`PodNetworkError`, or
         :class:`~machineplane.linux.nft.NftError`: then nothing is redirected.
         """
-        await self._work(partial(redirect_services, pod_uid, pid, tcp_port))
+        return await self._work(partial(redirect_services, pod_uid, pid, tcp_ports))
 
     async def _open(self, ports: PortPool, pod_uid: str, udp_port: int) -> int:
         address = self._pool.get(pod_uid)

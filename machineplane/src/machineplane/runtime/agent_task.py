@@ -1,8 +1,10 @@
 """A pod's agent: started beside the infra container, served at its socket, started again alone when it dies."""
 
+import random
 import secrets
 import shutil
 import signal
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -26,7 +28,12 @@ from machineplane.runtime.shim_link import Exit
 AGENT = "agent.container"  # no DNS label, so no container of a pod can have this name
 END_S = 2.0
 """How long an agent has to part from its peers when its pod ends, after the pod's containers; a guess."""
-REDIRECT_PORT = 4702  # of the agent in its pod, by TCP; a guess: beside the agent's two others
+REDIRECT_PORT = (
+    4702  # of the agent in its pod, by TCP, unless the pod has it; a guess: beside the agent's two others
+)
+OTHER_PORTS = range(20_000, 32_768)
+"""Of these one at random, where the pod has that; a guess: below those that Linux gives to connections."""
+_CHOICES = 8
 _KEPT_LOGS = 2
 
 
@@ -170,19 +177,28 @@ class AgentTask:
         Only here, while no agent runs: one that was not told of it listens elsewhere.
         """
         book = self._live.book
+        ports = redirect_ports(self._live.pod, random.SystemRandom())
         try:
-            await self._live.services.network.redirect(book.status.uid, book.record.infra_pid, REDIRECT_PORT)
+            return await self._live.services.network.redirect(book.status.uid, book.record.infra_pid, ports)
         except Exception as error:  # noqa: BLE001 - another room's: whatever it is, the agent does without
             self._tell(
                 "AgentNotRedirected",
                 f"the pod's apps cannot listen at ports of Services that they call: {error}",
             )
             return None
-        return REDIRECT_PORT
 
     def _tell(self, reason: str, message: str) -> None:
         self._log.warning("agent", reason=reason, message=message)
         self._live.services.changes.publish(PodEvent(self._live.book.status.uid, "Warning", reason, message))
+
+
+def redirect_ports(pod: Mapping[str, Any], chance: random.Random) -> tuple[int, ...]:
+    """Where a pod's agent may listen for what is redirected, the best first: none that a container says it has."""
+    spec = pod["spec"]
+    containers = [*spec["containers"], *(spec.get("initContainers") or ())]
+    declared = {port.get("containerPort") for one in containers for port in one.get("ports") or ()}
+    wanted = (REDIRECT_PORT, *chance.sample(OTHER_PORTS, _CHOICES))
+    return tuple(port for port in wanted if port not in declared)
 
 
 def _prepare(bundle: Path, log: Path) -> None:

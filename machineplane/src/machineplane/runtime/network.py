@@ -1,5 +1,6 @@
 """What the runtime asks of the pods' network. Another room implements it."""
 
+from collections.abc import Sequence
 from typing import Protocol
 
 
@@ -36,7 +37,7 @@ class PodNetwork(Protocol):
         """The UDP port of this machine that leads to ``udp_port`` of an attached pod, until ``detach``."""
         ...
 
-    async def redirect(self, pod_uid: str, pid: int, tcp_port: int) -> None:
-        """Have TCP from within a pod to Services' addresses come to ``tcp_port`` of them. Idempotent; where it
-        raises, nothing is redirected."""
+    async def redirect(self, pod_uid: str, pid: int, tcp_ports: Sequence[int]) -> int:
+        """Have TCP from within a pod to Services' addresses come to one port of them, the first of ``tcp_ports`` that is
+        free in the pod, and which is returned. Idempotent; where it raises, nothing is redirected."""
         ...
