@@ -190,12 +190,14 @@ def test_never_two_lead(machines: Lab) -> None:
     watch.rest(2 * LEASE_S)
     rng = random.Random(int(os.environ.get("MAGIK_SEED", "1")))
     end, took, rounds = time.monotonic() + 60 * MINUTES, [], 0
+    commands = []  # seconds that the command took which broke something: in that time it happened
     while rounds < 3 or time.monotonic() < end:
         leader = watch.until_led(90)
         victim = machine_of(machines, "m0", leader)
         what = (cut, pause, kill)[rounds % 3] if rounds < 3 else rng.choice((cut, pause, kill))
         began = time.monotonic()
         undo = what(machines, victim)
+        commands.append(round(time.monotonic() - began, 1))
         watch.until_led(60, but=leader)
         took.append((what.__name__, round(time.monotonic() - began, 1)))
         watch.rest(rng.uniform(1.0, 3 * LEASE_S))
@@ -205,7 +207,17 @@ def test_never_two_lead(machines: Lab) -> None:
         watch.rest(LEASE_S)
         watch.check()
         rounds += 1
-    print("leader after", took, "accepted", watch.accepted, "refused", watch.refused, file=sys.stderr)
+    print(
+        "leader after",
+        took,
+        "of that to break",
+        commands,
+        "accepted",
+        watch.accepted,
+        "refused",
+        watch.refused,
+        file=sys.stderr,
+    )
     watch.check()
     assert watch.accepted > 0
     quick = [seconds for _, seconds in took if seconds <= 3 * LEASE_S]

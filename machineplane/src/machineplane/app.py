@@ -527,13 +527,13 @@ class Machine:
     ) -> list[str]:
         award = delivery.award
         if self.holdings.is_disposed(workload.uid, trio.current_time()):
-            raise DeployFailed(f"{workload.resource} was disposed of")
+            raise DeployFailed(f"{workload.resource} was disposed of", begun=False)
         try:
             manifest = Manifest.of(workload)
             spec = manifest.template.get("spec") or {}
             engine = requirements_of(spec, manifest.annotations, self.default_runtime).runtime
         except ValueError as error:  # RequirementsError is one
-            raise DeployFailed(str(error)) from error
+            raise DeployFailed(str(error), begun=False) from error
         if self.node.large:
             with suppress(HoldingsFull):
                 self.guardian.hold(workload)
@@ -543,7 +543,7 @@ class Machine:
                 workload, award, receipt, engine, records, member, founder=delivery.founder
             )
         except DeployError as error:
-            raise DeployFailed(str(error)) from error
+            raise DeployFailed(str(error), begun=error.begun) from error
 
     @asynccontextmanager
     async def _open_log(self, query: LogQuery) -> AsyncIterator[AsyncIterator[bytes]]:

@@ -207,10 +207,24 @@ async def test_an_award_of_which_a_pod_fails_is_given_back_whole(
     bench.runtime.phase = "Failed"
     bench.runtime.may_stop.set()
     workload = record(deployment(), bench.machine.identity)
-    with pytest.raises(DeployError, match="no such program"):
+    with pytest.raises(DeployError, match="no such program") as failed:
         await bench.keeper.deploy(workload, award_of(workload, 2), b"", "crun")
+    assert failed.value.begun
     await wait_all_tasks_blocked()
     assert bench.shown() == {} and bench.keeper.settled() == []
+
+
+async def test_of_an_award_that_the_machine_cannot_even_begin_nothing_ran(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def cannot_keep(*args: object, **kwargs: object) -> None:
+        raise DeployError("the disk is full")
+
+    monkeypatch.setattr(bench.runtime, "run_pod", cannot_keep)
+    workload = record(deployment(), bench.machine.identity)
+    with pytest.raises(DeployError, match="the disk is full") as failed:
+        await bench.keeper.deploy(workload, award_of(workload, 2), b"", "crun")
+    assert not failed.value.begun and bench.shown() == {}
 
 
 async def test_a_pod_that_is_stopped_shows_as_ending_until_it_is_gone(

@@ -101,6 +101,23 @@ async def test_who_refuses_an_award_founds_nothing(
         assert (a.founders, b.founders) == ([0], [])
 
 
+@pytest.mark.parametrize(("begun", "founders"), [(False, 2), (True, 1)])
+async def test_an_award_of_which_nothing_ran_has_founded_nothing(
+    autojump_clock: MockClock, begun: bool, founders: int
+) -> None:
+    async with machines(2) as (_, (a, b)):
+        mark = Mark()
+
+        async def fails(award: Award) -> list[str]:
+            raise DeployFailed("the disk is full", begun=begun)
+
+        b.deploy = fails
+        wanted = job(a.identity, ordinals=(0,), founding=mark, taken={a.id: 1}, replicas=1)
+        finished = await a.market.place(wanted)
+        assert dict(finished.placed) == {a.id: 1} and len(b.deployed) == 1
+        assert len(a.founders + b.founders) == founders and not mark.left
+
+
 async def test_machines_that_run_replicas_already_are_the_last_to_get_more(autojump_clock: MockClock) -> None:
     async with machines(3) as (_, (a, b, c)):
         finished = await a.market.place(job(a.identity, taken={a.id: 1, b.id: 1}))

@@ -190,13 +190,14 @@ class PodKeeper:
         attachment = Attachment(workload, manifest.template_hash, engine, award_bytes, member, founder)
         pods = [pod_of(manifest, self._birth(n)) for n in self._ordinals(manifest, award)]
         failures: list[str] = []
+        begun: list[bool] = []
         async with trio.open_nursery() as nursery:
             for pod in pods:
-                nursery.start_soon(self._start, pod, attachment, records, failures)
+                nursery.start_soon(self._start, pod, attachment, records, failures, begun)
         if failures:
             for pod in pods:
                 self.stop(pod["metadata"]["uid"], 0)
-            raise DeployError("; ".join(failures))
+            raise DeployError("; ".join(failures), begun=any(begun))
         self._settled.update(uid for pod in pods if (uid := pod["metadata"]["uid"]) in self._pods)
         return [pod["metadata"]["name"] for pod in pods]
 
@@ -205,17 +206,21 @@ class PodKeeper:
         if manifest.kind != "StatefulSet":
             return (None,) * award.replicas
         if not award.ordinals:
-            raise DeployError(f"an award of {award.resource} names no ordinals")
+            raise DeployError(f"an award of {award.resource} names no ordinals", begun=False)
         here = {ordinal_of(self._pods[uid][0]) for uid in self.of_workload(manifest.uid)}
         if taken := [n for n in award.ordinals if n in here]:
-            raise DeployError(f"{award.resource}: ordinal {taken[0]} has a pod on this machine already")
+            raise DeployError(
+                f"{award.resource}: ordinal {taken[0]} has a pod on this machine already", begun=False
+            )
         return award.ordinals
 
     def _birth(self, ordinal: int | None) -> Birth:
         suffix = "".join(self._rng.choice(_SUFFIX) for _ in range(5))
         return Birth(str(uuid4()), suffix, self._node_name, str(self._own), rfc3339(self._wall()), ordinal)
 
-    async def _start(self, pod: Object, attachment: Attachment, records: bytes, failures: list[str]) -> None:
+    async def _start(
+        self, pod: Object, attachment: Attachment, records: bytes, failures: list[str], begun: list[bool]
+    ) -> None:
         uid = pod["metadata"]["uid"]
         self._pods[uid] = (pod, attachment)
         self._put(uid, {"phase": "Pending", "conditions": [], "startTime": rfc3339(self._wall())})
@@ -228,6 +233,7 @@ class PodKeeper:
             failures.append(f"{pod['metadata']['name']}: {error}")
             self.gone(uid)
             return
+        begun.append(True)
         self.report(state)
         if state.phase == "Failed":
             failures.append(f"{pod['metadata']['name']}: {state.reason} {state.message}".strip())
@@ -351,4 +357,8 @@ def _news(container: Mapping[str, Any]) -> News | None:
 
 
 class DeployError(Exception):
-    """An award could not be carried out; the text says for each pod why."""
+    """An award could not be carried out; the text says for each pod why. ``begun``: whether anything of it ever ran."""
+
+    def __init__(self, text: str, *, begun: bool = True) -> None:
+        super().__init__(text)
+        self.begun = begun

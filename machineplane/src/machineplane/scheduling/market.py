@@ -14,7 +14,7 @@ from uuid import UUID, uuid4
 import structlog
 import trio
 
-from machineplane.scheduling.letters import Job, Writer
+from machineplane.scheduling.letters import Founding, Job, Writer
 from magik_mesh import Accept, Call, CallRefused, Judgement, MeshError, Node, RpcFailed, Verdict
 from magik_proto import auction as a
 from magik_proto import bidder as b
@@ -80,6 +80,7 @@ class Market:
         self._auctions: dict[UUID, trio.MemorySendChannel[a.AuctionEvent]] = {}
         self._rounds: dict[UUID, int] = {}  # of the auctions here
         self._promised_to: dict[UUID, tuple[PeerId, int]] = {}  # to whom, and in which round
+        self._founders: dict[UUID, tuple[PeerId, Founding]] = {}  # who was awarded the founder, by tender
         self._why_not: dict[UUID, tuple[str, ...]] = {}
         self._bidder_moved = trio.Event()
         self._log = structlog.get_logger(room="scheduling")
@@ -110,6 +111,7 @@ class Market:
             del self._auctions[tender_id]
             self._why_not.pop(tender_id, None)
             self._rounds.pop(tender_id, None)
+            self._founders.pop(tender_id, None)
 
     async def _hold(
         self, auction: a.Auction, inbox: trio.MemoryReceiveChannel[a.AuctionEvent], job: Job
@@ -176,6 +178,8 @@ class Market:
             refused = a.AwardRefused(bid.node_id, str(error))
             self._nursery.start_soon(self._tell, bid.tender_id, refused)
         else:
+            if delivery.founder and job.founding is not None:
+                self._founders[bid.tender_id] = (bid.node_id, job.founding)
             self._nursery.start_soon(self._send_award, delivery, job)
 
     async def _send_award(self, delivery: Delivery, job: Job) -> None:
@@ -187,8 +191,9 @@ class Market:
                 await self._node.call(winner, AWARD, delivery.to_body(), timeout=CALL_TIMEOUT_S)
             event: a.AuctionEvent = a.AwardAccepted(winner)
         except (CallRefused, RpcFailed) as error:
-            if delivery.founder and job.founding is not None and error.code.startswith("award."):
-                job.founding.give_back()  # the bidder has refused, so nothing was begun
+            founder = self._founders.pop(delivery.award.tender_id, None) if delivery.founder else None
+            if founder is not None and error.code.startswith("award."):
+                founder[1].give_back()  # the bidder has refused, so nothing was begun
             event = a.AwardRefused(winner, str(error))
         except MeshError as error:
             event = a.AwardUnreachable(winner, str(error))
@@ -223,6 +228,13 @@ class Market:
     async def dispose(self, disposal: Disposal) -> None:
         """Tell the fabric that a workload is deleted. ``disposal`` is signed here."""
         await self._node.publish(FABRIC_TOPIC, encode_message(disposal))
+
+    async def _take_event(self, event: Event) -> None:
+        founder = self._founders.get(event.tender_id)
+        if event.event_type is EventType.Cancelled and founder is not None and founder[0] == event.node_id:
+            del self._founders[event.tender_id]
+            founder[1].give_back()  # nothing of that award ever ran
+        await self._tell(event.tender_id, a.EventReceived(event))
 
     # -- the bidder's side
 
@@ -301,7 +313,8 @@ class Market:
             pods = await self._deploy(delivery, workload, encode_message(award), objects)
         except DeployFailed as error:
             self._bidder_takes(b.DeployFailed(award.tender_id, str(error)))
-            await self._report(award, EventType.Failed, str(error), ())
+            kind = EventType.Failed if error.begun else EventType.Cancelled
+            await self._report(award, kind, str(error), ())
         else:
             self._bidder_takes(b.Deployed(award.tender_id))
             await self._report(award, EventType.Deployed, "", tuple(pods))
@@ -309,7 +322,7 @@ class Market:
     async def _report(self, award: Award, kind: EventType, reason: str, pods: tuple[str, ...]) -> None:
         event = self._writer.event(award, kind, reason, pods)
         if award.owner_identity == self._identity.peer_id:
-            await self._tell(award.tender_id, a.EventReceived(event))
+            await self._take_event(event)
             return
         try:
             await self._node.call(award.owner_identity, EVENT, encode_message(event), timeout=CALL_TIMEOUT_S)
@@ -360,7 +373,7 @@ class Market:
 
     async def _on_event(self, call: Call) -> object:
         event = self._checked(Event, call, "run")
-        await self._tell(event.tender_id, a.EventReceived(event))
+        await self._take_event(event)
         return {}
 
     async def _on_decline(self, call: Call) -> object:
@@ -396,4 +409,11 @@ class Market:
 
 
 class DeployFailed(Exception):
-    """Raised by the ``deploy`` that the market is given: the award could not be carried out, and why."""
+    """Raised by the ``deploy`` that the market is given: the award could not be carried out, and why.
+
+    ``begun``: whether anything of it ever ran.
+    """
+
+    def __init__(self, text: str, *, begun: bool = True) -> None:
+        super().__init__(text)
+        self.begun = begun
