@@ -126,13 +126,19 @@ def workplane_image(session: nox.Session) -> None:
     _bake(session, *(session.posargs or ["--force"]))
 
 
+@nox.session(name="emulated-host")
+def emulated_host(session: nox.Session) -> None:
+    """A command on an emulated Debian 12 with systemd, cgroup v2 and KVM; slow, by hand: `-- machineplane check`."""
+    session.install(*BAKING)
+    _bake(session)
+    session.run("python", "scripts/emulated_host", *session.posargs)
+
+
 @nox.session
 def bench(session: nox.Session) -> None:
     """Benchmarks, long, by hand: `nox -s bench -- codec quic`; without names, all. Each prints one JSON object."""
     _install_all(session, "-e", "./shared-proto[trio,native]", "grpcio>=1.60")
     wanted = set(session.posargs)
-    if not wanted or "idle" in wanted:
-        _bake(session)
     if os.geteuid() == 0 and (not wanted or wanted & {"apply", "cycles", "runtime"}):
         _set_up_host(session)  # crun and podman are compared with where they are installed
     for script in sorted(ROOT.glob("*/benchmarks/*.py")):

@@ -128,7 +128,11 @@ class Bench:
         found = [
             str(path) for folder in ("state/pods", "run/pods") for path in (self.folder / folder).glob("*")
         ]
-        found += [str(path) for path in Path("/sys/fs/cgroup").glob(f"*/{self.config.cgroup_parent}")]
+        groups, parent = (
+            Path("/sys/fs/cgroup"),
+            self.config.cgroup_parent,
+        )  # v1 has many hierarchies
+        found += [str(path) for pattern in (parent, f"*/{parent}") for path in groups.glob(pattern)]
         found += [line for line in Path("/proc/self/mountinfo").read_text().splitlines() if mine in line]
         for process in Path("/proc").glob("[0-9]*"):
             try:

@@ -56,7 +56,7 @@ async def test_what_ignores_sigterm_is_killed_after_the_grace(bench, engine, pod
         async with runtime.changes() as changes:
             begun = trio.current_time()
             await runtime.stop_pod(uid, 0.5)
-            assert 0.4 < trio.current_time() - begun < 5
+            assert 0.4 < trio.current_time() - begun < 25  # and not the 30 s of who names no grace
             with trio.fail_after(5):
                 async for change in changes:
                     if change == PodGone(uid):

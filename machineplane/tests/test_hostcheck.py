@@ -89,14 +89,14 @@ def test_a_remembered_boot_is_forgotten_when_asked(tmp_path, monkeypatch, *, aga
     memory.write_text("{}")
     monkeypatch.setattr(enginecheck, "missing_privileges", lambda: ())
 
-    def look(remembered, library):
-        looked.append((remembered.exists(), library))
+    def look(remembered, library, timeout):
+        looked.append((remembered.exists(), library, timeout))
         raise RuntimeFault("enough")
 
     monkeypatch.setattr(enginecheck, "look_for_krun", look)
     monkeypatch.setattr(enginecheck, "start_zygote", lambda: nullcontext(SimpleNamespace(report=None)))
-    assert enginecheck.look_at_engines(tmp_path, tmp_path / "libkrun.so", again=again)[0] is None
-    assert looked == [(not again, tmp_path / "libkrun.so")]
+    assert enginecheck.look_at_engines(tmp_path, tmp_path / "libkrun.so", again=again, timeout=90)[0] is None
+    assert looked == [(not again, tmp_path / "libkrun.so", 90)]
 
 
 @pytest.mark.parametrize(("available", "status"), [(True, 0), (False, 1)])

@@ -9,6 +9,7 @@ import click
 
 from machineplane.cli_types import DIRECTORY, RUN_DIR, STATE_DIR
 from machineplane.config import API_TLS_PORT
+from machineplane.runtime.krun.boot import BOOT_TIMEOUT_S
 
 if TYPE_CHECKING:
     from machineplane.hostcheck import Finding
@@ -37,6 +38,14 @@ _MARKS = {"ok": "ok", "warn": "WARN", "missing": "MISSING"}
     help="The daemon's.",
 )
 @click.option(
+    "--microvm-boot-timeout",
+    type=click.FloatRange(1, 600),
+    metavar="SECONDS",
+    default=BOOT_TIMEOUT_S,
+    show_default=True,
+    help="The daemon's.",
+)
+@click.option(
     "--again", is_flag=True, help="Boot a microVM even where the answer of an earlier boot is known."
 )
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
@@ -48,6 +57,7 @@ def check(
     rest_api_tls_port: int,
     mesh_port: int,
     libkrun: Path | None,
+    microvm_boot_timeout: float,
     again: bool,
     as_json: bool,
 ) -> None:
@@ -59,7 +69,7 @@ def check(
     from machineplane import hostcheck  # only now: no other command needs all of it
     from machineplane.enginecheck import look_at_engines
 
-    report, engines = look_at_engines(state_dir, libkrun, again=again)
+    report, engines = look_at_engines(state_dir, libkrun, again=again, timeout=microvm_boot_timeout)
     ports = (
         (rest_api_port, False, "plain HTTP"),
         (rest_api_tls_port, False, "the API"),

@@ -23,6 +23,7 @@ from machineplane.config import (
 )
 from machineplane.lab.cli import lab
 from machineplane.runtime.images.cli import image
+from machineplane.runtime.krun.boot import BOOT_TIMEOUT_S
 
 INVITE_MAX = 64 * 1024  # characters; a whole invite is shorter by far
 _ADDRESS: Mapping[str, Any] = {"metavar": "IP", "default": "0.0.0.0", "show_default": True}
@@ -74,6 +75,14 @@ _UDP_PORT = "UDP port of the mesh; 0: any free one."
     "--libkrun",
     type=click.Path(path_type=Path, dir_okay=False, exists=True, resolve_path=True),
     help="The libkrun for microVMs.  [default: one below /usr/local/lib/magik, or that the linker knows]",
+)
+@click.option(
+    "--microvm-boot-timeout",
+    type=click.FloatRange(1, 600),
+    metavar="SECONDS",
+    default=BOOT_TIMEOUT_S,
+    show_default=True,
+    help="How long the trial boot of a microVM may take.",
 )
 @click.option(
     "--mesh-port", "--korium-port", type=int, metavar="PORT", default=0, show_default=True, help=_UDP_PORT
@@ -214,6 +223,7 @@ _AS_IS = (
     "rest_api_tls_port",
     "runtime",
     "libkrun",
+    "microvm_boot_timeout",
     "registry_config",
     "mesh_port",
     "mesh_host",

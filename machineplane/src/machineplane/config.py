@@ -9,6 +9,7 @@ from pathlib import Path
 
 from attrs import field, frozen
 
+from machineplane.runtime.krun.boot import BOOT_TIMEOUT_S
 from magik_proto.errors import ProtocolError
 from magik_proto.fields import DNS_SUBDOMAIN, LABEL_KEY, LABEL_VALUE
 from magik_proto.identity import BootstrapPeer, parse_address
@@ -52,6 +53,7 @@ class Config:
     runtime: str = "krun"
     runtime_given: bool = False
     libkrun: Path | None = None
+    microvm_boot_timeout: float = BOOT_TIMEOUT_S
     registry_config: Path | None = None
     pod_subnet: IPv4Network | None = None
     agent_ports: range = AGENT_PORTS

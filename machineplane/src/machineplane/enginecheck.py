@@ -9,16 +9,21 @@ from machineplane.runtime import EngineStatus, RuntimeFault, Zygote, ZygoteRepor
 from machineplane.runtime.config import boot_memory
 from machineplane.runtime.engine import make_engines
 from machineplane.runtime.helper import connected
+from machineplane.runtime.krun.boot import BOOT_TIMEOUT_S
 from machineplane.runtime.krun.locate import KrunReport, look_for_krun
 
 
 def look_at_engines(
-    state_dir: Path, libkrun: Path | None = None, *, again: bool = False
+    state_dir: Path,
+    libkrun: Path | None = None,
+    *,
+    again: bool = False,
+    timeout: float = BOOT_TIMEOUT_S,
 ) -> tuple[ZygoteReport | None, tuple[EngineStatus, ...]]:
     """What a zygote reports (none where it cannot be started), and every engine's own judgement.
 
     The trial boot of a microVM is remembered where the daemon of ``state_dir`` looks for it; ``again``: what was remembered
-    is forgotten before. ``libkrun`` as the daemon has it.
+    is forgotten before. ``libkrun`` and ``timeout`` (seconds of that boot) as the daemon has them.
     """
     if missing_privileges():
         return None, ()
@@ -27,7 +32,7 @@ def look_at_engines(
         memory.unlink(missing_ok=True)
     try:
         with start_zygote() as zygote:
-            return zygote.report, trio.run(_ask, zygote, look_for_krun(memory, libkrun))
+            return zygote.report, trio.run(_ask, zygote, look_for_krun(memory, libkrun, timeout=timeout))
     except RuntimeFault as error:
         return None, (EngineStatus(name="crun", available=False, reason=str(error)),)
 

@@ -57,6 +57,7 @@ def run(config: Config) -> int:
         cgroup_parent=config.cgroup_parent,
         default_engine=config.runtime,
         krun_library=config.libkrun,
+        krun_boot_s=config.microvm_boot_timeout,
         node_name=config.node_name,
         host_ip=machine_addresses(config)[0],
         policy=HostPolicy(

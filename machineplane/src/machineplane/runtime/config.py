@@ -53,6 +53,7 @@ class RuntimeConfig:
     krun_library: Path | None = (
         None  # a libkrun of which only the trial boot is asked; else one is looked for
     )
+    krun_boot_s: float = 10.0  # how long the trial boot may take
     pids_limit: int = 4096  # per container, a guess; Kubernetes leaves it to the machine
 
     @property

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
 from typing import Any
 
 import trio
@@ -358,7 +359,8 @@ async def open_runtime(
     """The runtime, with the pods of an earlier daemon adopted. Leaving it stops no pod."""
     images = await trio.to_thread.run_sync(_prepare_folders, config)
     control = trio.socket.from_stdlib_socket(zygote.control.dup())
-    krun = await trio.to_thread.run_sync(look_for_krun, config.boot_memory, config.krun_library)
+    look = partial(look_for_krun, config.boot_memory, config.krun_library, timeout=config.krun_boot_s)
+    krun = await trio.to_thread.run_sync(look)
     settings = load_settings(config.registries) if config.registries else RegistrySettings()
     async with (
         open_images(images, settings) as pulls,

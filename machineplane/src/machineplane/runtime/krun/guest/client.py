@@ -25,8 +25,9 @@ PASSED_ON = ("TERM", "INT", "HUP", "QUIT", "USR1", "USR2", "ALRM", "CONT", "TSTP
 """Signals that go to the process; another one would end, or stop, only the one who passes them."""
 LOST = 255
 """What it ends with where the guest went away without a word; as ssh does."""
-BOOT_S = 60.0
-"""How long the guest's init may take to answer, a guess: six times what a trial boot may."""
+BOOT_S = 300.0
+"""How long the guest's init may take to answer, a guess: a minute where virtualisation is emulated, thrice that where the
+machine is busy as well. A machine that ends is noticed at once."""
 _RETRY_S = 0.02  # a guess: short beside a boot
 _CHUNK = 32 * 1024
 
