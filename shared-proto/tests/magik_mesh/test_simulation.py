@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from attrs import evolve
 
+from magik_mesh.simulation import measure
 from magik_mesh.simulation.fabric import Fabric
 from magik_mesh.simulation.measure import growth
 from magik_mesh.simulation.nearest import Nearest
@@ -114,3 +115,12 @@ def test_the_truth_that_lookups_are_measured_by() -> None:
         place = rng.getrandbits(256)
         by_hand = sorted(fabric.first, key=lambda contact: contact.place ^ place)
         assert truth.of(place, 20) == by_hand[:20]
+
+
+def test_lookups_are_not_wrong_because_machines_died_before_they_began() -> None:
+    fabric = SCENARIOS["calm"].build(100, SEED, None)
+    machines = fabric.machines()
+    for machine in fabric.some(40, machines):
+        fabric.later(fabric.network.now + 1.0, lambda peer=machine.peer: fabric.crash(peer))  # type: ignore[misc]
+    figures = measure.lookups(fabric, 60, machines, wait_s=30.0)
+    assert (figures["lookups"], figures["right"]) == (60, 1.0), f"seed {SEED}: {figures}"
