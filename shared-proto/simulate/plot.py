@@ -1,4 +1,9 @@
-"""Draws each figure over the size of the fabric: ``plot FOLDER`` reads its scale-*.json, writes scale.svg and .png."""
+"""Draws each figure over the size of the fabric: ``plot FOLDER`` reads its scale-*.json, writes scale.svg and .png,
+and the same figures as a table into scale.md.
+
+What a tender costs depends on how many there were and how long they were waited for, as its ids are told again
+at heartbeats: such figures are joined by a line only where the effort was the same.
+"""
 
 from __future__ import annotations
 
@@ -27,6 +32,9 @@ PANELS = (
     ("known_peers", "routing table", "contacts a machine"),
     ("bytes_per_node_of_fabric", "memory in the simulator", "bytes a machine"),
 )
+COLUMNS = frozenset(key for key, _, _ in PANELS) - {"bytes_per_node_of_fabric"}
+COUNTED = ("worst_delivery", "placed", "fresh_found", "at_once_delivery", "parted_delivery", "later_s_to_99")
+BY_EFFORT = ("frames_per_node", "bytes_per_node")
 
 
 def main(arguments: list[str]) -> int:
@@ -47,8 +55,22 @@ def main(arguments: list[str]) -> int:
         figure.savefig(
             folder / f"scale.{suffix}", dpi=110, metadata={"Date": None} if suffix == "svg" else None
         )
+    (folder / "scale.md").write_text(_table(runs))
     print(json.dumps({"name": "plot", "sizes": [_nodes(run) for run in runs]}))
     return 0
+
+
+def _table(runs: list[dict[str, Any]]) -> str:
+    """A line for each scenario and size; figures that one does not have are empty."""
+    columns = ("scenario", "machines", "tenders", *(key for key, _, _ in PANELS if key in COLUMNS), *COUNTED)
+    lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
+    for name in dict.fromkeys(name for run in runs for name in run["scenarios"]):
+        for run in runs:
+            figures = run["scenarios"].get(name)
+            if figures is not None:
+                cells = ("" if figures.get(key) is None else f"{figures[key]:g}" for key in columns[3:])
+                lines.append(f"| {name} | {_nodes(run)} | {figures['tenders']} | " + " | ".join(cells) + " |")
+    return "Made by `plot` of scale-*.json; times in seconds.\n\n" + "\n".join(lines) + "\n"
 
 
 def _nodes(run: dict[str, Any]) -> int:
@@ -58,9 +80,8 @@ def _nodes(run: dict[str, Any]) -> int:
 def _panel(axis: Any, runs: list[dict[str, Any]], key: str, title: str, unit: str) -> None:
     names = list(dict.fromkeys(name for run in runs for name in run["scenarios"]))
     for number, name in enumerate(names):
-        points = [(run["nodes"], value) for run in runs if (value := _value(run, name, key)) is not None]
-        if points:
-            style = "o-" if number < 5 else "s--"
+        style = "o-" if number < 5 else "s--"
+        for points in _lines(runs, name, key):
             axis.plot(
                 *zip(*points, strict=True), style, label=name, color=f"C{number}", markersize=4, alpha=0.8
             )
@@ -75,6 +96,17 @@ def _panel(axis: Any, runs: list[dict[str, Any]], key: str, title: str, unit: st
         axis.set_yscale("log")
     else:
         axis.set_ylim(0, axis.get_ylim()[1] * 1.1)
+
+
+def _lines(runs: list[dict[str, Any]], name: str, key: str) -> list[list[tuple[int, float]]]:
+    """Points that are to be joined."""
+    lines: dict[str, list[tuple[int, float]]] = {}
+    for run in runs:
+        value = _value(run, name, key)
+        if value is not None:
+            effort = run["scenarios"][name].get("effort") if key in BY_EFFORT else None
+            lines.setdefault(repr(effort), []).append((run["nodes"], value))
+    return list(lines.values())
 
 
 def _value(run: dict[str, Any], name: str, key: str) -> float | None:

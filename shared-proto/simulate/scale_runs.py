@@ -3,9 +3,9 @@
 The whole run is decided by --seed and replays. The fabric is built once for all scenarios that begin with the
 same machines; each scenario runs in a fork of it, so that they do not see each other.
 
-With --out, scenarios that the file has already and that are not run now stay in it if they were run with the
-same seed and effort. With --trace a digest of all messages shows whether a change of the code changed what
-machines do: if not, what was measured before it still holds.
+With --out each result is kept at once, beside those that the file has of other scenarios and the same seed; its
+`effort` tells how much was measured. With --trace a digest of all messages shows whether a change of the code
+changed what machines do: if not, what was measured before it still holds.
 """
 
 from __future__ import annotations
@@ -44,31 +44,31 @@ def main(arguments: list[str]) -> int:
         results |= _in_fork(lambda build=build, names=names: _run(build, names, options))
     fabric = results.pop("fabric", {})
     ordered = {name: results[name] for name in options.scenarios if name in results}
-    found = {
+    print(json.dumps(_found(options, fabric, ordered)))
+    return 0 if len(ordered) == len(options.scenarios) else 1
+
+
+def _found(options: argparse.Namespace, fabric: dict[str, Any], scenarios: dict[str, Any]) -> dict[str, Any]:
+    return {
         "name": "scale",
         "nodes": options.nodes,
         "seed": options.seed,
         "python": platform.python_version(),
-        "effort": asdict(options.effort),
         "fabric": fabric,
-        "scenarios": ordered,
+        "scenarios": scenarios,
     }
-    if options.out is not None:
-        _keep(found, options.scenarios, options.out / f"scale-{options.nodes}.json")
-    print(json.dumps(found))
-    return 0 if len(ordered) == len(options.scenarios) else 1
 
 
-def _keep(found: dict[str, Any], ran: list[str], file: Path) -> None:
-    """Write the results down, beside those of earlier runs with the same seed and effort."""
+def _keep(options: argparse.Namespace, fabric: dict[str, Any], name: str, results: dict[str, Any]) -> None:
+    """Write the result of a scenario down at once, beside those of others with the same seed; one that broke
+    off leaves no older result of its name either."""
+    file: Path = options.out / f"scale-{options.nodes}.json"
     file.parent.mkdir(parents=True, exist_ok=True)
     before: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
-    if all(before.get(key) == found[key] for key in ("seed", "effort")):
-        others = {name: figures for name, figures in before["scenarios"].items() if name not in ran}
-        scenarios = others | found["scenarios"]
-        ordered = {name: scenarios[name] for name in SCENARIOS if name in scenarios}
-        found = found | {"fabric": found["fabric"] or before["fabric"], "scenarios": ordered}
-    file.write_text(json.dumps(found, indent=1) + "\n")
+    kept = before if before.get("seed") == options.seed else {"fabric": {}, "scenarios": {}}
+    scenarios = {other: figures for other, figures in kept["scenarios"].items() if other != name} | results
+    ordered = {name: scenarios[name] for name in SCENARIOS if name in scenarios}
+    file.write_text(json.dumps(_found(options, fabric or kept["fabric"], ordered), indent=1) + "\n")
 
 
 def _run(build: Builder, names: list[str], options: argparse.Namespace) -> dict[str, Any]:
@@ -83,7 +83,10 @@ def _run(build: Builder, names: list[str], options: argparse.Namespace) -> dict[
     gc.freeze()
     results: dict[str, Any] = {"fabric": figures} if build is SCENARIOS["calm"].build else {}
     for name in names:
-        results |= _in_fork(lambda name=name: {name: _one(name, fabric, options)})
+        result = _in_fork(lambda name=name: {name: _one(name, fabric, options)})
+        if options.out is not None:
+            _keep(options, results.get("fabric", {}), name, result)
+        results |= result
         print(f"{name}: {json.dumps(results.get(name))}", file=sys.stderr, flush=True)
     return results
 
@@ -98,6 +101,7 @@ def _one(name: str, fabric: Fabric, options: argparse.Namespace) -> dict[str, An
         figures
         | ({} if trace is None else {"trace": trace.hexdigest()})
         | {
+            "effort": asdict(options.effort),
             "virtual_s": round(fabric.network.now - virtual, 1),
             "events": events,
             "events_per_cpu_s": round(events / cpu),
