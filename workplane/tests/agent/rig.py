@@ -93,6 +93,7 @@ class PodApi:
     state: dict[str, Any] = field(factory=dict)
     key: PeerId | None = None
     life_ms: int = MAX_PASS_LIFE_MS
+    zone: str | None = None
     services: dict[str, dict[str, Any]] = field(factory=dict)
     statuses: list[dict[str, Any]] = field(factory=list)
     restarts: list[tuple[str, str]] = field(factory=list)
@@ -216,6 +217,7 @@ class PodApi:
             "uid": str(UID),
             "generation": 1,
             "replicas": self.replicas,
+            "zone": self.zone,
             "new_in_a_later_version": True,
         }
 

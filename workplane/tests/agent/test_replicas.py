@@ -94,3 +94,20 @@ async def test_missing_replicas_are_asked_for_once_and_by_one(tmp_path: Path) ->
         assert one.api.heals + two.api.heals == [{"missing": 2, "generation": 1}]
         first = one if one.api.heals else two
         assert first.api.peer.partition("@")[0] == min(a.api.peer.partition("@")[0] for a in (one, two))
+
+
+async def test_replicas_are_told_the_zone_that_the_machine_names(tmp_path: Path) -> None:
+    """Of a machine that names none they are told none."""
+    for name in ("web-1", "web-2"):
+        (tmp_path / name / "app").mkdir(parents=True)
+    async with (
+        pod(tmp_path, "web-1", zone="east") as east,
+        pod(tmp_path, "web-2") as nowhere,
+    ):
+        await until(lambda: east.api.ready() and nowhere.api.ready(), 60)
+        nowhere.api.change(bootstrap=[east.api.peer])
+        await nowhere.said("replica", 60, pod="web-1", ready=True)
+        await east.said("replica", 60, pod="web-2", ready=True)
+        for one, other, zone in ((nowhere, "web-1", "east"), (east, "web-2", None)):
+            peers = (await ask(one, "/v1/peers")).json()["peers"]
+            assert [peer["caps"].get("zone") for peer in peers if peer["pod"] == other] == [zone]
