@@ -4,7 +4,6 @@
  * it is not asked for it does not do. Compiled with -DOLD it offers what libkrun 1.10 does, else what 1.19 does. With
  * STAND_IN_HANGS in the environment its guests never get to their program, as on a host whose KVM runs no kernel.
  * Where it may not make namespaces (in a container, whose namespaces it has) the guest is a process with that root alone.
- * Without a program it does what libkrun's init does: it reads the root's /.krun_config.json.
  * A vsock port of the guest on which we are to listen is that Unix socket itself, which the guest's program inherits, already
  * listening; MAGIK_GUEST_LISTENER in its environment is the descriptor's number, for there is no AF_VSOCK.
  */
@@ -134,52 +133,6 @@ EXPORT int32_t krun_add_vsock(uint32_t context, uint32_t features) {
 }
 #endif
 
-/* One string at `text`, past its opening quote, unescaped in place; sets `text` past its closing quote. */
-static char *take_string(char **text) {
-    char *start = *text, *out = start, *in = start;
-    for (; *in && *in != '"'; in++) {
-        if (*in != '\\') { *out++ = *in; continue; }
-        in++;
-        if (*in == 'u') { *out++ = (char)strtol((char[]){in[3], in[4], 0}, NULL, 16); in += 4; }
-        else *out++ = *in == 'n' ? '\n' : *in == 't' ? '\t' : *in == 'r' ? '\r' : *in == 'b' ? '\b' : *in == 'f' ? '\f' : *in;
-    }
-    *text = in + (*in == '"');
-    *out = 0;
-    return start;
-}
-
-static char **take_strings(char **text) {
-    int count = 0;
-    char **found = calloc(4096, sizeof *found);
-    for (; **text && **text != ']'; (*text)++)
-        if (**text == '"' && count < 4095) {
-            (*text)++;
-            found[count++] = take_string(text);
-            (*text)--;
-        }
-    return found;
-}
-
-/* Keys in the order args, env, cwd, as our configurations have them. */
-static void read_configuration(void) {
-    static char text[1 << 20];
-    char *at;
-    int file = open("/.krun_config.json", O_RDONLY);
-    if (file < 0 || read(file, text, sizeof text - 1) < 0 || !(at = strstr(text, "\"args\": "))) _exit(125);
-    close(file);
-    at += 8;
-    vm.arguments = take_strings(&at);
-    if (!(at = strstr(at + 1, "\"env\": "))) _exit(125);
-    at += 7;
-    vm.environment = take_strings(&at);
-    if (!(at = strstr(at + 1, "\"cwd\": \""))) _exit(125);
-    at += 8;
-    vm.workdir = take_string(&at);
-    vm.program = vm.arguments[0];
-    if (!vm.program) _exit(125);
-    vm.arguments++;
-}
-
 static int listen_for_the_guest(void) {
     struct sockaddr_un address = {.sun_family = AF_UNIX};
     strcpy(address.sun_path, vm.socket);
@@ -204,7 +157,7 @@ static void guest(bool alone) {
     }
     if (vm.read_only && mount(NULL, vm.root, NULL, MS_BIND | MS_REMOUNT | MS_RDONLY, NULL)) _exit(125);
     if (chroot(vm.root) || chdir("/")) _exit(125);
-    if (!vm.program) read_configuration();
+    if (!vm.program) _exit(125);
     if (chdir(vm.workdir ? vm.workdir : "/")) _exit(125);
     int count = 0;
     while (vm.arguments[count]) count++;

@@ -10,7 +10,8 @@ import pytest
 from machineplane.runtime.images.store import machine_architecture
 from machineplane.runtime.krun.binding import KrunError, Library, Share, VmPlan, VsockPort
 from machineplane.runtime.krun.boot import boot, remembered_boot
-from machineplane.runtime.krun.guest.init import PORT
+from machineplane.runtime.krun.config import INIT
+from magik_proto.guest import PORT
 
 BUSYBOX = Path("/bin/busybox")
 ENTER = """
@@ -130,9 +131,9 @@ def test_a_real_library_takes_the_whole_plan(real: str, root: Path, tmp_path: Pa
 
 
 def test_a_real_library_takes_the_plan_of_a_pods_machine(real: str, root: Path, tmp_path: Path) -> None:
-    """What the monitor asks for: no program but what the root's file says, its sockets, and the port of the guest's init."""
+    """What the monitor asks for: the guest's init, its port, and the sockets of this process."""
     ports = (VsockPort(PORT, str(tmp_path / "guest.sock"), listen=True),)
-    plan = VmPlan(vcpus=2, memory_mib=64, root=str(root), ports=ports, tsi=True)
+    plan = VmPlan(vcpus=2, memory_mib=64, root=str(root), program=INIT, ports=ports, tsi=True)
     assert Library(real).configure(plan) >= 0
 
 

@@ -17,10 +17,18 @@ with importing():
     from workplane.cli import main
 main()
 """
+INIT = f"""#!/usr/bin/python3.11 -ISB
+import sys
+
+sys.path.append("/{SITE}")
+from workplane.guest.init import main
+
+main()
+""".encode()
 PASSWD = b"root:x:0:0:root:/root:/sbin/nologin\nnobody:x:65534:65534:nobody:/:/sbin/nologin\n"
 GROUP = b"root:x:0:\nnogroup:x:65534:\n"
 NSSWITCH = b"hosts: files dns\n"
-EMPTY = ("dev", "etc", "proc", "run", "sys")
+EMPTY = ("app", "dev", "etc", "proc", "run", "sys")
 
 # Of the standard library: what is for developers, terminals, mail and screens, and what needs libraries that are not here.
 # Without _hashlib Python's own hashes are used, as fast on what an agent hashes, and libcrypto (4 MiB) stays unloaded.
@@ -54,6 +62,7 @@ def assemble(debian: Path, site: Path, root: Path) -> None:
     _copy(debian, root, _licences(debian))
     for path, data, mode in (
         ("usr/bin/workplane", PROGRAM, 0o755),
+        ("usr/bin/workplane-init", INIT, 0o755),
         ("etc/passwd", PASSWD, 0o644),
         ("etc/group", GROUP, 0o644),
         ("etc/nsswitch.conf", NSSWITCH, 0o644),

@@ -1,5 +1,7 @@
 """The engines as they judge themselves, without a daemon: a helper is started, asked and ended."""
 
+import contextlib
+from functools import partial
 from pathlib import Path
 
 import trio
@@ -9,6 +11,10 @@ from machineplane.runtime import EngineStatus, RuntimeFault, Zygote, ZygoteRepor
 from machineplane.runtime.config import boot_memory
 from machineplane.runtime.engine import make_engines
 from machineplane.runtime.helper import connected
+from machineplane.runtime.images import ImageError, ImageNotFound
+from machineplane.runtime.images.agent import AGENT_REF, Baked
+from machineplane.runtime.images.refs import RefIndex
+from machineplane.runtime.images.store import machine_architecture
 from machineplane.runtime.krun.boot import BOOT_TIMEOUT_S
 from machineplane.runtime.krun.locate import KrunReport, look_for_krun
 
@@ -32,12 +38,23 @@ def look_at_engines(
         memory.unlink(missing_ok=True)
     try:
         with start_zygote() as zygote:
-            return zygote.report, trio.run(_ask, zygote, look_for_krun(memory, libkrun, timeout=timeout))
+            found = look_for_krun(memory, libkrun, timeout=timeout)
+            return zygote.report, trio.run(_ask, zygote, found, state_dir)
     except RuntimeFault as error:
         return None, (EngineStatus(name="crun", available=False, reason=str(error)),)
 
 
-async def _ask(zygote: Zygote, krun: KrunReport) -> tuple[EngineStatus, ...]:
+async def _ask(zygote: Zygote, krun: KrunReport, state_dir: Path) -> tuple[EngineStatus, ...]:
     control = trio.socket.from_stdlib_socket(zygote.control.dup())
     async with connected(control, "the zygote") as helper:
-        return tuple(engine.check() for engine in make_engines(helper, zygote.report, krun).values())
+        engines = make_engines(helper, zygote.report, krun, partial(_guests_image, state_dir))
+        return tuple(engine.check() for engine in engines.values())
+
+
+def _guests_image(state_dir: Path) -> Path:
+    """Raises ImageNotFound where the daemon of ``state_dir`` would have no image of agents."""
+    images = state_dir / "images"
+    with contextlib.suppress(ImageError, OSError):
+        if Baked.find(machine_architecture()) or AGENT_REF in RefIndex(images).all():
+            return images
+    raise ImageNotFound(AGENT_REF)

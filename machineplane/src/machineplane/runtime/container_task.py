@@ -204,7 +204,7 @@ class ContainerTask:
                 raise PodSpecError(
                     f"{image.ref} is a WebAssembly module; annotate the workload magik.io/runtime: wasm"
                 )
-            made = engine.adapt(container_bundle(self._spec, context), self._spec, context.private)
+            made = engine.adapt(container_bundle(self._spec, context), self._spec, context)
         except MissingReference as error:
             raise CannotStart("CreateContainerConfigError", str(error), retry=REFERENCE_RETRY_S) from error
         except PodSpecError as error:

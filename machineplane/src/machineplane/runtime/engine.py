@@ -7,10 +7,11 @@ from typing import Any, Final, Protocol
 
 from attrs import frozen
 
-from machineplane.runtime.bundle import Bundle
+from machineplane.runtime.bundle import Bundle, BundleContext
 from machineplane.runtime.errors import EngineUnavailable, HelperLost, PodSpecError
 from machineplane.runtime.helper import HelperClient
-from machineplane.runtime.krun.config import KRUN, as_machine
+from machineplane.runtime.images import ImageError
+from machineplane.runtime.krun.config import KRUN, Surroundings, as_machine
 from machineplane.runtime.krun.locate import KrunReport
 from machineplane.runtime.wasm.config import WASM, as_module, missing_wasmtime
 from machineplane.runtime.zygote_client import ZygoteReport
@@ -21,6 +22,8 @@ NO_EXEC: Final[Mapping[str, str]] = {
 """Engines that cannot put a process into what runs, and why."""
 
 
+DEFAULT_GRACE_S: Final = 30.0
+"""Kubernetes' default ``terminationGracePeriodSeconds``."""
 UNTRIED: Final = (
     "a guest boots; programs in it, exec and volumes have been tried on a stand-in for libkrun only"
 )
@@ -55,8 +58,8 @@ class Engine(Protocol):
         """
         ...
 
-    def adapt(self, made: Bundle, container: Mapping[str, Any], private: Path) -> Bundle:
-        """What an ordinary container's bundle becomes; ``private`` is its folder in memory.
+    def adapt(self, made: Bundle, container: Mapping[str, Any], context: BundleContext) -> Bundle:
+        """What an ordinary container's bundle, made in this context, becomes.
 
         Raises:
             PodSpecError: the container's spec asks for what this engine cannot do.
@@ -101,7 +104,7 @@ class CrunEngine:
             answer = await ask()  # it was killed, and there is another one
         return int(answer["pid"])
 
-    def adapt(self, made: Bundle, container: Mapping[str, Any], private: Path) -> Bundle:
+    def adapt(self, made: Bundle, container: Mapping[str, Any], context: BundleContext) -> Bundle:
         """As it is."""
         return made
 
@@ -130,7 +133,7 @@ class WasmEngine:
             raise EngineUnavailable(f"wasm: {status.reason}")
         return await self._containers.spawn(uid, pod_dir, socket)
 
-    def adapt(self, made: Bundle, container: Mapping[str, Any], private: Path) -> Bundle:
+    def adapt(self, made: Bundle, container: Mapping[str, Any], context: BundleContext) -> Bundle:
         """Run the image's module in Python."""
         return as_module(made, container)
 
@@ -140,14 +143,19 @@ class KrunEngine:
 
     name = KRUN
 
-    def __init__(self, containers: CrunEngine, found: KrunReport) -> None:
+    def __init__(self, containers: CrunEngine, found: KrunReport, init: Callable[[], Path]) -> None:
         self._containers = containers
         self._found = found
+        self._init = init
 
     def check(self) -> EngineStatus:
-        """Whether a guest has booted here, and containers run."""
+        """Whether a guest has booted here, an init for guests is there, and containers run."""
         containers = self._containers.check()
         reasons = [self._found.reason, "" if containers.available else f"it needs crun: {containers.reason}"]
+        try:
+            self._init()
+        except ImageError as error:
+            reasons.append(f"the agents' image, whose init guests have, is missing: {error}")
         why = "; ".join(filter(None, reasons))
         without = "; ".join(filter(None, (UNTRIED, containers.reason)))
         return EngineStatus(name=self.name, available=not why, reason=why or without)
@@ -159,15 +167,32 @@ class KrunEngine:
             raise EngineUnavailable(f"krun: {status.reason}")
         return await self._containers.spawn(uid, pod_dir, socket)
 
-    def adapt(self, made: Bundle, container: Mapping[str, Any], private: Path) -> Bundle:
+    def adapt(self, made: Bundle, container: Mapping[str, Any], context: BundleContext) -> Bundle:
         """Run the image in a machine. Refused where no guest boots (any more): never with less isolation than asked."""
         if self._found.reason:
             raise PodSpecError(f"krun: {self._found.reason}")
-        return as_machine(made, container, self._found.library, private)
+        try:
+            init = self._init()
+        except ImageError as error:
+            raise PodSpecError(f"krun: {error}") from error
+        grace = context.spec.get("terminationGracePeriodSeconds", DEFAULT_GRACE_S)
+        around = Surroundings(
+            library=self._found.library,
+            init=init,
+            private=context.private,
+            devices=context.bundle / "devices",
+            grace=max(float(grace), 0.0),
+        )
+        return as_machine(made, container, around)
 
 
-def make_engines(zygote: HelperClient, report: ZygoteReport, krun: KrunReport) -> dict[str, Engine]:
-    """All engines by name: for the daemon, and for who only asks what works here."""
+def make_engines(
+    zygote: HelperClient, report: ZygoteReport, krun: KrunReport, init: Callable[[], Path]
+) -> dict[str, Engine]:
+    """All engines by name: for the daemon, and for who only asks what works here.
+
+    ``init`` gives the folder of the agents' image, or raises ``ImageError``.
+    """
     crun = CrunEngine(zygote, report)
-    engines: tuple[Engine, ...] = (crun, KrunEngine(crun, krun), WasmEngine(crun))
+    engines: tuple[Engine, ...] = (crun, KrunEngine(crun, krun, init), WasmEngine(crun))
     return {engine.name: engine for engine in engines}

@@ -8,35 +8,26 @@ import importlib.util
 import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Final
 
 IMAGE: Final = "/image"
 """Where image and volumes are in the container."""
-OWN: Final = ("/proc", "/dev", "/sys")
-"""What every container has of its kernel. A pod's volumes are not put below them where a guest has a kernel of its own."""
 _RUNNERS: Final = ("/proc", "/dev", "/dev/pts", "/dev/mqueue", "/dev/shm", "/sys")
-"""Mounts for the runner; all others are the guest's."""
+"""Mounts for the runner; all others are the guest's, also a pod's own in the same place."""
 _HOST_LIBRARIES = ("/usr/lib", "/lib", "/lib64")
 
 
-def is_own(path: str) -> bool:
-    """Whether this absolute path is one of `OWN` or below it, not merely spelled like it."""
-    return any(PurePosixPath(path).is_relative_to(own) for own in OWN)
-
-
-def python_paths(package: str, *more: str) -> tuple[str, ...]:
-    """The folders of this machine that Python needs to import a package, and ``more``; none inside another."""
+def home_of(package: str) -> str:
+    """The folder that a package is imported from; empty where it is not there."""
     spec = importlib.util.find_spec(package)
-    site = [str(Path(spec.origin).parents[1])] if spec and spec.origin else []
-    wanted = [sys.base_prefix, sys.prefix, *_HOST_LIBRARIES, *site, *more]
+    return str(Path(spec.origin).parents[1]) if spec and spec.origin else ""
+
+
+def python_paths(*more: str) -> tuple[str, ...]:
+    """The folders of this machine that Python needs, and ``more``; none inside another."""
+    wanted = [sys.base_prefix, sys.prefix, *_HOST_LIBRARIES, *more]
     return _outermost(path for path in wanted if os.path.isdir(path))
-
-
-def library_paths() -> tuple[str, ...]:
-    """What Python needs of this machine to run with nothing but its own library: its program, and folders."""
-    wanted = [os.path.join(sys.base_prefix, "lib"), os.path.dirname(os.__file__), *_HOST_LIBRARIES]
-    return (*_outermost(path for path in wanted if os.path.isdir(path)), os.path.realpath(sys.executable))
 
 
 def _outermost(paths: Iterable[str]) -> tuple[str, ...]:
@@ -81,9 +72,10 @@ def host_root(rootfs: Path) -> Path:
 
 
 def _mounts(config: Mapping[str, Any], paths: Iterable[str], image: str) -> Iterable[dict[str, Any]]:
-    others = []
+    others, left = [], set(_RUNNERS)
     for mount in config["mounts"]:
-        if mount["destination"] in _RUNNERS:
+        if mount["destination"] in left:
+            left.discard(mount["destination"])
             yield dict(mount)
         else:
             others.append({**mount, "destination": image + mount["destination"]})

@@ -30,6 +30,7 @@ from machineplane.runtime.forward import open_connection
 from machineplane.runtime.helper import connected
 from machineplane.runtime.image_gc import collect_images
 from machineplane.runtime.images import ImageError, ImageStore
+from machineplane.runtime.images.agent import agent_root
 from machineplane.runtime.images.collector import Collector
 from machineplane.runtime.images.make import ensure_pause
 from machineplane.runtime.images.peers import Peers
@@ -372,7 +373,7 @@ async def open_runtime(
             images=images,
             pulls=pulls,
             network=network,
-            engines=make_engines(helper, zygote.report, krun),
+            engines=make_engines(helper, zygote.report, krun, partial(agent_root, images)),
             cgroup_mode=zygote.report.cgroups,
             zygote=helper,
             changes=Changes(nursery),
@@ -380,7 +381,7 @@ async def open_runtime(
             agents=agents,
         )
         runtime = Runtime(services, nursery)
-        if agents is not None:
+        if agents is not None or not krun.reason:  # microVMs have its init
             await bring_agent(images, config.agent_image)
         await remove_orphans(services)
         runtime.adopt()

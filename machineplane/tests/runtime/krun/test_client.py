@@ -5,7 +5,8 @@ import sys
 
 ENDED = """
 import socket, sys
-from machineplane.runtime.krun.guest import client, wire
+from machineplane.runtime.krun import client
+from magik_proto import guest as wire
 ours, theirs = socket.socketpair()
 for kind, payload in ((wire.STARTED, b""), (wire.STDOUT, b"all\\n"), (wire.EXIT, bytes([7])))[:int(sys.argv[1])]:
     theirs.sendall(wire.frame(kind, payload))

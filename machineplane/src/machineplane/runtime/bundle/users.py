@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from machineplane.runtime.errors import PodSpecError
-from machineplane.runtime.krun.guest.capabilities import CAPABILITIES
+from magik_proto.capabilities import CAPABILITIES
 
 _MAX_ACCOUNTS = 1024 * 1024
 """Bytes read of an image's /etc/passwd and /etc/group; accounts behind are not found."""

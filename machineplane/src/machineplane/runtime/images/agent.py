@@ -5,7 +5,7 @@ from pathlib import Path
 
 from attrs import frozen
 
-from machineplane.runtime.images.errors import ImageNotFound, StoreDamaged
+from machineplane.runtime.images.errors import ImageNotFound, StoreDamaged, UnsupportedImage
 from machineplane.runtime.images.store import ImageStore
 
 AGENT_REF = "localhost/magik/workplane:latest"
@@ -56,6 +56,14 @@ def ensure_agent(store: ImageStore, folder: Path = BAKED) -> bool:
         return False
     store.import_file(baked.archive, AGENT_REF)
     return True
+
+
+def agent_root(store: ImageStore) -> Path:
+    """The folder of the agent's image, unpacked. Raises ``ImageError`` where it is not there, or of several layers."""
+    layers = store.layer_paths(store.resolve(AGENT_REF))
+    if len(layers) != 1:
+        raise UnsupportedImage(f"image {AGENT_REF}", f"has {len(layers)} layers, not one")
+    return layers[0]
 
 
 def _is_there(store: ImageStore, digest: str) -> bool:

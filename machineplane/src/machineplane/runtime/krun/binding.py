@@ -54,9 +54,6 @@ NEEDED: Final = (
 )
 """Without these there is nothing to be done: libkrun 1.10 and later have them all."""
 
-GUEST_CONFIG: Final = "/.krun_config.json"
-"""What the guest's init reads where no program is set: the kernel's command line carries few, short, and no quoted words."""
-
 TSI_INET: Final = 1
 """The guest's sockets become this process's (``KRUN_TSI_HIJACK_INET``)."""
 
@@ -96,14 +93,15 @@ class VsockPort:
 class VmPlan:
     """One machine. ``arguments`` are those after the program's own name; a ``tap`` is a device's name and its guest's MAC.
 
-    ``memory_mib`` is what the guest sees; ``console`` is the file into which its kernel and init write. Without a
-    ``program`` the file `GUEST_CONFIG` in the root says what runs, and where. ``tsi``: the guest's sockets are ours.
+    ``memory_mib`` is what the guest sees; ``console`` is the file into which its kernel and init write. Program, arguments
+    and variables go by the kernel's command line, which takes few, short, and no quoted ones. ``tsi``: the guest's sockets
+    are ours.
     """
 
     vcpus: int = field()
     memory_mib: int
     root: str
-    program: str = ""
+    program: str
     arguments: tuple[str, ...] = ()
     environment: Mapping[str, str] = field(factory=dict)
     workdir: str = "/"
@@ -195,8 +193,6 @@ class Library:
         self._add_vsock(context, plan)
         if plan.console:
             self._add_console(context, plan.console)
-        if not plan.program:
-            return
         self.call("krun_set_workdir", context, plan.workdir.encode())
         environment = [f"{name}={value}" for name, value in plan.environment.items()]
         program, arguments = plan.program.encode(), _texts(plan.arguments)

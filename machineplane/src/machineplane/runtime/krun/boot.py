@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from machineplane.linux.files import replace_file
 from machineplane.runtime.images.pause import PAUSE_ELF, static_elf
-from machineplane.runtime.krun.binding import FIRMWARE_NAMES, GUEST_CONFIG, KrunError, Library, VmPlan
+from machineplane.runtime.krun.binding import FIRMWARE_NAMES, KrunError, Library, VmPlan
 
 BOOT_TIMEOUT_S: Final = 10.0
 """A guess: microVMs boot in a fraction of a second, and a machine that is busy starting many others is slower."""
@@ -55,9 +55,6 @@ def boot(library: str, architecture: str, timeout: float = BOOT_TIMEOUT_S) -> st
         program = Path(folder, "exit")
         program.write_bytes(exit_program(architecture))
         program.chmod(0o755)
-        Path(folder + GUEST_CONFIG).write_text(
-            json.dumps({"process": {"args": ["/exit"], "env": [], "cwd": "/"}})
-        )
         command = [sys.executable, "-m", __name__, library, folder]
         try:
             done = subprocess.run(
@@ -96,11 +93,13 @@ def _circumstances(library: str) -> list[Any]:
 
 
 def main() -> int:
-    """``boot LIBRARY ROOT``: become a machine, set up as those of pods are, that runs what the file in its root says."""
+    """``boot LIBRARY ROOT``: become a machine, set up as those of pods are, that runs the program in its root."""
     library, root = sys.argv[1:]
     try:
         loaded = Library(library)
-        loaded.enter(loaded.configure(VmPlan(vcpus=1, memory_mib=MEMORY_MIB, root=root, tsi=True)))
+        loaded.enter(
+            loaded.configure(VmPlan(vcpus=1, memory_mib=MEMORY_MIB, root=root, program="/exit", tsi=True))
+        )
     except KrunError as error:
         print(error, file=sys.stderr)
     return 1

@@ -1,20 +1,20 @@
 """Become one virtual machine, and be its program for whoever runs the container: the first process of engine ``krun``.
 
-A program by itself: it is started by its path, isolated, in a container that has Python, the package attrs, and of Magik the
-binding and the folder ``guest`` beside it alone. ``machine.py OPTIONS``; OPTIONS is JSON: ``library``, ``root`` (the folder
-that is the guest's ``/``), ``vcpus`` and ``memory_mib``. What is to run stands in `PROCESS`, as OCI has it.
+A program by itself: it is started by its path, isolated, in a container that has Python, attrs, magik_proto, and of this
+distribution the modules beside it alone. ``machine.py OPTIONS``; OPTIONS is JSON: ``library``, ``root`` (the folder that is
+the guest's ``/``), ``vcpus``, ``memory_mib``, ``init`` (its first program), ``path`` (where modules are imported from), and
+``first`` (what the guest's init is told of the app beside its process). What is to run stands in `PROCESS`, as OCI has it.
 
 It ends with the program's exit code; 125 where no machine could be made or its init never answered, and where the machine
 went before its program with the machine's own end: 128 + n after signal n.
 """
 
-import importlib.util
+import importlib
 import json
 import os
 import signal
 import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 NO_MACHINE = 125  # libkrun's init ends with it as well where it cannot set the guest up
@@ -30,28 +30,17 @@ class Ended(Exception):
         self.code = code
 
 
-def load(name: str) -> ModuleType:
-    """A module, or the package ``guest``, beside this one, without the package that both are in."""
-    path = Path(__file__).with_name(name)
-    spec = importlib.util.spec_from_file_location(
-        name, path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
-    )
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # attrs looks classes' modules up; relative imports their package
-    spec.loader.exec_module(module)
-    return module
-
-
 def become_machine(options: dict[str, Any]) -> None:
     """Set the machine up and enter it; returns only where that fails, and says why."""
-    binding = load("binding")
+    binding, wire = importlib.import_module("binding"), importlib.import_module("magik_proto.guest")
     try:
         plan = binding.VmPlan(
             vcpus=options["vcpus"],
             memory_mib=options["memory_mib"],
             root=options["root"],
-            ports=(binding.VsockPort(options["port"], SOCKET, listen=True),),
+            program=options["init"],
+            environment={"PATH": "/usr/bin"},
+            ports=(binding.VsockPort(wire.PORT, SOCKET, listen=True),),
             tsi=True,
         )
         library = binding.Library(options["library"])
@@ -74,9 +63,9 @@ def fork_machine(options: dict[str, Any]) -> int:
         os._exit(NO_MACHINE)
 
 
-def run(child: int) -> int:
+def run(child: int, first: dict[str, Any]) -> int:
     """Have the guest's init run the program, as soon as it answers; the program's exit code. Raises `Ended`."""
-    client: Any = importlib.import_module("guest.client")
+    client: Any = importlib.import_module("client")
 
     def look() -> None:
         pid, status = os.waitpid(child, os.WNOHANG)
@@ -84,7 +73,7 @@ def run(child: int) -> int:
             code = os.waitstatus_to_exitcode(status)
             raise Ended(code if code >= 0 else 128 - code)
 
-    process = {**json.loads(Path(PROCESS).read_text()), "first": True}
+    process = {**json.loads(Path(PROCESS).read_text()), **first, "first": True}
     try:
         return int(client.run(SOCKET, process, client.signal_pipe(signal.SIGCHLD), client.BOOT_S, look))
     except client.Lost as error:
@@ -96,9 +85,9 @@ def run(child: int) -> int:
 def main() -> None:
     """The kernel ends the machine, and all that is left in the container, when this process does."""
     options = json.loads(sys.argv[1])
-    load("guest")
+    sys.path[:0] = options["path"]
     try:
-        code = run(fork_machine(options))
+        code = run(fork_machine(options), options["first"])
     except Ended as end:
         code = end.code
     os._exit(code)

@@ -14,7 +14,7 @@ from attrs import evolve
 from machineplane.runtime.bundle import Bundle
 from machineplane.runtime.bundle.quantity import byte_count
 from machineplane.runtime.errors import PodSpecError
-from machineplane.runtime.hosted import IMAGE, hosted_config, python_paths
+from machineplane.runtime.hosted import IMAGE, home_of, hosted_config, python_paths
 
 WASM: Final = "wasm"
 """The engine's name, in ``magik.io/runtime`` as well."""
@@ -30,7 +30,7 @@ def missing_wasmtime() -> str:
 
 def runner_paths() -> tuple[str, ...]:
     """The folders of this machine that Python needs to run the runner, none inside another."""
-    return python_paths("wasmtime", str(RUNNER.parent))
+    return python_paths(home_of("wasmtime"), str(RUNNER.parent))
 
 
 def check_module(container: Mapping[str, Any]) -> None:

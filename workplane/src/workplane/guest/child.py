@@ -11,7 +11,7 @@ import termios
 from collections.abc import Mapping
 from typing import Any
 
-from .capabilities import CAPABILITIES
+from magik_proto.capabilities import CAPABILITIES
 
 NOT_FOUND, NOT_RUN = 127, 126  # as shells have it
 _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS = 24, 38  # <linux/prctl.h>

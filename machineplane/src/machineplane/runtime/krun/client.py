@@ -18,8 +18,7 @@ import tty
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from . import wire
-from .wakeups import wake_pipe
+from magik_proto import guest as wire
 
 PASSED_ON = ("TERM", "INT", "HUP", "QUIT", "USR1", "USR2", "ALRM", "CONT", "TSTP", "TTIN", "TTOU", "WINCH")
 """Signals that go to the process; another one would end, or stop, only the one who passes them."""
@@ -196,7 +195,13 @@ def _size() -> tuple[int, int]:
 
 def signal_pipe(*others: int) -> int:
     """From now on each signal of `PASSED_ON` and ``others`` is a byte by this descriptor, and nothing else."""
-    return wake_pipe((*(signal.Signals[f"SIG{name}"] for name in PASSED_ON), *others))
+    reader, writer = os.pipe()
+    for fd in (reader, writer):
+        os.set_blocking(fd, False)
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    for number in (*(signal.Signals[f"SIG{name}"] for name in PASSED_ON), *others):
+        signal.signal(number, lambda *_: None)
+    return reader
 
 
 def run(

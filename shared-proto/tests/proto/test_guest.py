@@ -1,4 +1,4 @@
-"""Frames between a guest's init and the machine's side."""
+"""Frames between a microVM's init and the machine's side."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from machineplane.runtime.krun.guest import wire
+from magik_proto import guest as wire
 
 KINDS = (wire.STDIN, wire.SIGNAL, wire.RESIZE, wire.STARTED, wire.TAKEN, wire.STDOUT, wire.STDERR, wire.EXIT)
 frames = st.lists(st.tuples(st.sampled_from(KINDS), st.binary(max_size=300)), max_size=20)
@@ -40,9 +40,24 @@ def test_a_long_frame_is_refused_before_it_has_come() -> None:
 
 
 @pytest.mark.parametrize(
-    "payload", [b"", b"[]", b"{}", b'{"args": []}', b'{"args": [1]}', b"{", b'{"args": 5}']
+    "payload",
+    [
+        b"",
+        b"[]",
+        b"{}",
+        b'{"args": []}',
+        b'{"args": [1]}',
+        b"{",
+        b'{"args": 5}',
+        b'{"args": ["x"], "grace": -1}',
+        b'{"args": ["x"], "grace": NaN}',
+        b'{"args": ["x"], "grace": []}',
+        b'{"args": ["x"], "size": [1]}',
+        b'{"args": ["x"], "size": ["a", 1]}',
+        b'{"args": ["x"], "size": [70000, 1]}',
+    ],
 )
-def test_a_process_without_words_is_refused(payload: bytes) -> None:
+def test_what_cannot_be_a_process_is_refused(payload: bytes) -> None:
     with pytest.raises(wire.BrokenProtocol):
         wire.wanted(payload)
 

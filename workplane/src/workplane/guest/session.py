@@ -4,38 +4,58 @@ import contextlib
 import fcntl
 import os
 import selectors
-import signal
 import socket
 import struct
 import termios
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Protocol
 
-from . import child, wire
+from magik_proto import guest as wire
+from workplane.guest import child
 
 _CHUNK = 32 * 1024
 _READ, _WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
 
 
+class Owner(Protocol):
+    """Who has the sessions: see `workplane.guest.init.Init`."""
+
+    def admit(self, process: Mapping[str, Any]) -> bool:
+        """Whether a process may be started now."""
+        ...
+
+    def started(self, session: "Session", process: Mapping[str, Any]) -> None:
+        """It runs."""
+        ...
+
+    def signal(self, session: "Session", number: int) -> None:
+        """The peer has a signal for it."""
+        ...
+
+    def over(self, session: "Session") -> None:
+        """All is sent, or the peer has gone."""
+        ...
+
+
 class Session:
-    """See the module. ``over`` is told the session when all is sent, or its peer has gone."""
+    """See the module."""
 
     def __init__(
         self,
         selector: selectors.BaseSelector,
         connection: socket.socket,
         root: str,
-        over: Callable[["Session"], None],
+        owner: Owner,
     ) -> None:
         self.pid = 0
         self.code: int | None = None
         """The exit code, once it has ended."""
         self.first = False
-        """Whether it is the machine's own program."""
+        """Whether it is the app."""
         self._selector = selector
         self._connection = connection
         self._root = root
-        self._over = over
+        self._owner = owner
         self._frames = wire.Frames()
         self._outgoing = bytearray()
         self._input = -1
@@ -73,7 +93,7 @@ class Session:
         elif kind == wire.STDIN:
             self._feed(payload)
         elif kind == wire.SIGNAL and payload:
-            self.kill(payload[0])
+            self._owner.signal(self, payload[0])
         elif kind == wire.RESIZE:
             self._resize(*wire.size_of(payload))
         else:
@@ -119,6 +139,8 @@ class Session:
     # -- the process
 
     def _spawn(self, process: dict[str, Any]) -> None:
+        if not self._owner.admit(process):
+            raise wire.BrokenProtocol("not now")
         terminal = bool(process.get("terminal"))
         self.first = bool(process.get("first"))
         theirs = self._terminal(process) if terminal else self._pipes()
@@ -130,6 +152,7 @@ class Session:
             self._send(wire.frame(wire.REFUSED, bytes([code]) + problem.encode()[:1000]))
             return
         self.pid = code
+        self._owner.started(self, process)
         self._send(wire.frame(wire.STARTED))
 
     def _pipes(self) -> tuple[int, int, int]:
@@ -152,16 +175,6 @@ class Session:
     def _resize(self, rows: int, columns: int) -> None:
         if self._master >= 0 and rows and columns:
             fcntl.ioctl(self._master, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
-
-    def kill(self, number: int) -> None:
-        """Signal the process and its group. The machine's own program is signalled alone, as a container's first is."""
-        if not self.pid or self.code is not None:
-            return
-        with contextlib.suppress(OSError):
-            if self.first:
-                os.kill(self.pid, number)
-            else:
-                os.killpg(self.pid, number)
 
     def _feed(self, payload: bytes) -> None:
         self._pending += payload
@@ -217,10 +230,9 @@ class Session:
             self._forget(fd)
         return len(data)
 
-    def ended(self, status: int) -> None:
-        """The process has ended: send what it left in its pipes, not what others go on writing, and its code."""
-        code = os.waitstatus_to_exitcode(status)
-        self.code = code if code >= 0 else 128 - code
+    def ended(self, code: int) -> None:
+        """The process has ended: send what it left in its pipes, not what others go on writing. The app's code is kept."""
+        self.code = code
         for fd in list(self._outputs):
             left = 1024 * 1024  # as elsewhere: pipes hold less
             while left > 0 and (count := self._pump(fd)) > 0:
@@ -228,7 +240,15 @@ class Session:
         for fd in list(self._outputs):
             del self._outputs[fd]
             self._forget(fd)
+        if not self.first:
+            self.tell_end()
+
+    def tell_end(self) -> None:
+        """Send the exit code; the last that is said."""
+        assert self.code is not None
         self._last = True
+        if self._connection.fileno() < 0:
+            return
         try:
             self._send(wire.frame(wire.EXIT, bytes([self.code])))
         except OSError:
@@ -244,13 +264,12 @@ class Session:
             self._master = self._input = -1
 
     def close(self) -> None:
-        """The peer has gone, or has been told all. A process that still runs is killed."""
+        """The peer has gone, or has been told all."""
         if self._connection.fileno() < 0:
             return
         self._selector.unregister(self._connection)
         self._connection.close()
-        self.kill(signal.SIGKILL)
         for fd in {*self._outputs, self._input} - {-1}:
             self._forget(fd)
         self._outputs, self._input = {}, -1
-        self._over(self)
+        self._owner.over(self)

@@ -1,11 +1,17 @@
-"""Frames between a guest's init and whoever started a process in it; one connection is one process.
+"""Frames between a microVM's init and whoever started a process in it; one connection is one process.
 
-A frame is a byte for its kind, the payload's length (4 bytes, big-endian) and the payload. See the specification, "Pods".
+A frame is a byte for its kind, the payload's length (4 bytes, big-endian) and the payload. See machineplane-spec, "Pods".
+The init is the workload plane's, the other side the machine's. Both start often: nothing is imported but Python's own.
 """
 
 import json
 import struct
-from typing import Any
+from typing import Any, Final
+
+PORT: Final = 4750
+"""The vsock port on which the init listens, a guess: any that nothing else in the guest has."""
+APP: Final = "/app"
+"""Where the app's root file system is in the guest's own."""
 
 _HEADER = struct.Struct(">cI")
 
@@ -14,7 +20,7 @@ SPAWN = b"P"
 STDIN = b"0"
 """To the guest: bytes for the process; none at all is their end."""
 SIGNAL = b"S"
-"""To the guest: a signal's number for the process and its group, one byte."""
+"""To the guest: a signal's number, one byte: for the process and its group; for the app, as its supervisor has it."""
 RESIZE = b"R"
 """To the guest: rows and columns of the terminal, two bytes each."""
 STARTED = b"B"
@@ -104,7 +110,7 @@ def ending(payload: bytes) -> int:
 
 
 def spawn(process: dict[str, Any]) -> bytes:
-    """The frame that says what to run: OCI's ``process`` with ``size`` (rows, columns) where there is a terminal."""
+    """The frame that says what to run: OCI's ``process``, with what machineplane-spec adds to it."""
     return frame(SPAWN, json.dumps(process).encode())
 
 
@@ -114,6 +120,10 @@ def wanted(payload: bytes) -> dict[str, Any]:
         found = json.loads(payload)
         if not (isinstance(found, dict) and found["args"] and all(isinstance(w, str) for w in found["args"])):
             raise BrokenProtocol("a process without words")
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        if not 0 <= float(found.get("grace", 0)) < float("inf"):
+            raise BrokenProtocol("a grace that is no time")
+        rows, columns = found.get("size") or (0, 0)
+        resize(rows, columns)
+    except (ValueError, KeyError, TypeError, RecursionError, OverflowError, struct.error) as error:
         raise BrokenProtocol(f"no process: {error}") from error
     return found

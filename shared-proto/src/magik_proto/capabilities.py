@@ -1,4 +1,4 @@
-"""Capabilities by their numbers. Beside the guest's init, which sees no other file of the project."""
+"""Capabilities by their numbers: the machine checks names, a microVM's init takes numbers away."""
 
 CAPABILITIES = (
     "CHOWN",
