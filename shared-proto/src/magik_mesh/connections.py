@@ -45,6 +45,8 @@ from trio_quic import Connection, ConnectionClosed, PeerRejected, Stream
 # Closes by which a peer says that it leaves: its node's own goodbye, and its endpoint's when the node was
 # cancelled.
 _FAREWELLS = frozenset({codes.CLOSE_OK, codes.CLOSE_GOODBYE})
+# Closes by which it says that others need the connection more.
+_NO_ROOM = frozenset({codes.CLOSE_DROPPED, codes.CLOSE_FULL})
 # Seconds for a peer that ended its gossip to end the connection too, and so to say why: the tasks of one that leaves
 # end in any order. A guess, some round trips and a busy machine's delay.
 _PARTING = 0.5
@@ -92,6 +94,9 @@ class Connections:
             answer = await self._say_hello(connection, urgent=urgent)
             self.presence.hear_hello(peer, answer, connection.remote_address or ("0.0.0.0", 0))
             if answer.answer == Answer.TAKE.value:
+                if peer not in self.links and not self._has_place_for(peer, urgent=urgent):
+                    connection.close_now(codes.CLOSE_FULL, "full: a call is under way on every connection")
+                    raise PeerUnreachable(peer, self.full)
                 self._take(connection, Standing(answer.incarnation, answer.count))
                 self.revoking.heard(peer, answer.revoked)
                 taken = True
@@ -178,6 +183,7 @@ class Connections:
     # -- in use
 
     def _take(self, connection: Connection[Admitted], standing: Standing) -> None:
+        """Take a connection into use for which there is room, or one to give up: who decides that has looked."""
         peer = connection.peer.peer
         before = self.links.get(peer)
         known = self._doubtful.pop(peer, None) if before is None else before.standing
@@ -204,6 +210,16 @@ class Connections:
         self.roster.up(self.info(peer))
         self.log.info("peer connected", peer=str(peer), dialled=connection.is_client)
         self.nursery.start_soon(self._serve, link)
+
+    @property
+    def full(self) -> str:
+        """Why a peer is not dialled, or its connection given up again."""
+        return f"all {self.config.max_connections} connections are in use"
+
+    def _has_place_for(self, peer: PeerId, *, urgent: bool) -> bool:
+        if len(self.links) < self.config.max_connections:
+            return True
+        return self.links.spare_for(peer, urgent=urgent) is not None
 
     def make_room(self) -> bool:
         """Give the least used connection up; False if none can be spared."""
@@ -258,7 +274,7 @@ class Connections:
         if isinstance(error, ConnectionClosed) and error.code in _FAREWELLS:
             self.plan.left(link.peer, now)
             self._down(link.peer, "goodbye")
-        elif isinstance(error, ConnectionClosed) and error.code == codes.CLOSE_DROPPED:
+        elif isinstance(error, ConnectionClosed) and error.code in _NO_ROOM:
             self.plan.lost(link.peer, now, lasted=0.0)
             self._down(link.peer, "dropped: the peer needed the room")
         else:

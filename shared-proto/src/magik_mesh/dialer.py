@@ -14,6 +14,7 @@ from magik_mesh.clock import Clock
 from magik_mesh.config import NodeConfig
 from magik_mesh.connections import Connections
 from magik_mesh.errors import PeerUnreachable, WrongIdentity
+from magik_mesh.links import Link
 from magik_mesh.neighbours import Attic
 from magik_mesh.relaying import Relaying
 from magik_mesh.tls import Admitted, peer_id_of
@@ -33,6 +34,26 @@ class _Dial:
     done: trio.Event = field(factory=trio.Event)
     stir: trio.Event = field(factory=trio.Event)  # an attempt has ended, or there may be another way to try
     error: PeerUnreachable | None = None
+    callers: int = 0
+    link: Link | None = None  # held for the callers
+
+    async def wait(self) -> None:
+        """Until it has come to an end. The caller's call has to begin before the next checkpoint."""
+        self.callers += 1
+        try:
+            await self.done.wait()
+        finally:
+            self.callers -= 1
+            if self.link is not None:
+                self.link.calls -= 1
+
+    def hold(self, link: Link | None) -> None:
+        """The dial has brought this connection: it counts as busy until those who wait have begun their calls, so that
+        it does not make room for the next before it was of use.
+        """
+        self.link = link
+        if link is not None:
+            link.calls += self.callers
 
 
 @define(eq=False)
@@ -93,11 +114,11 @@ class Dialer:
             if not self._ways(peer):
                 raise PeerUnreachable(peer, "nobody has told its address (yet)")
             if self._is_full() and not self.connections.make_room():
-                raise PeerUnreachable(peer, f"all {self.config.max_connections} connections are in use")
+                raise PeerUnreachable(peer, self.connections.full)
             self._start(peer, urgent=True)
         dial = self._dials[peer]
         dial.urgent = True
-        await dial.done.wait()
+        await dial.wait()
         if dial.error is not None and peer not in self.connections.links:
             raise PeerUnreachable(peer, dial.error.reason) from dial.error
 
@@ -115,6 +136,7 @@ class Dialer:
     async def _dial(self, peer: PeerId, dial: _Dial) -> None:
         try:
             await self._try(peer, dial)
+            dial.hold(self.connections.links.get(peer))
         except PeerUnreachable as error:
             dial.error = error
         finally:

@@ -91,6 +91,10 @@ class Occupants(Generic[LinkT]):
       one that this node did not choose if there is such, then one that never brought news, then the newest:
       so a crowd of newcomers, and calls to strangers, displace each other and not the connections by which
       gossip comes. All others are answered "full".
+    - A dial of ours that comes through at the limit is judged alike: for a call it takes the place of an idle
+      connection, as a neighbour that this node chose it takes that of one which it did not choose, else it is
+      given up. A connection with a call under way is never cut for another, so when all have one there is no
+      room for anybody.
     """
 
     maximum: int
@@ -145,6 +149,13 @@ class Occupants(Generic[LinkT]):
         """What to give up for another: see the class; None while a call is under way on every one."""
         idle = [link for link in self._links.values() if not link.busy]
         return min(idle, key=self._worth, default=None)
+
+    def spare_for(self, peer: PeerId, *, urgent: bool) -> LinkT | None:
+        """What to give up for `peer`, which we have dialled (`urgent`: for a call); None if it has to go."""
+        spare = self.spare()
+        if spare is None or urgent:
+            return spare
+        return spare if peer in self.kept and spare.peer not in self.kept else None
 
     def _worth(self, link: LinkT) -> tuple[bool, bool, float, float]:
         return (link.peer in self.kept, link.useful, -link.since, link.last_used)

@@ -12,6 +12,7 @@ import trio
 
 from .errors import ConnectionClosed, ConnectionLost, HandshakeFailed, PeerRejected, QuicError
 from .interface import (
+    CALM,
     Address,
     CidIssued,
     CidRetired,
@@ -241,6 +242,16 @@ class Connection(Generic[T]):
         if wanted:
             self.wake()
         else:
+            self._arm(now)
+
+    def _arm(self, now: float) -> None:
+        """See to it that the endpoint's clock looks at this connection when it is due."""
+        try:
+            soon_enough = self.armed <= now + CALM and self._core.is_calm
+        except Exception as exc:  # noqa: BLE001 - see _broke
+            self._broke(exc)
+            return
+        if not soon_enough:
             self._port.arm(self)
 
     def abandon(self) -> None:
@@ -321,7 +332,7 @@ class Connection(Generic[T]):
         if end is not None:
             self._finish(self._explain(end), datagrams if end.by == "us" else [])
         else:
-            self._port.arm(self)
+            self._arm(now)
 
     # -- driving the core
 

@@ -143,6 +143,11 @@ class AioquicCore:
         """When to call ``timer`` and ``datagrams``, if nothing happens before."""
         return self._quic.get_timer() if self._quic._close_at is not None else None
 
+    @property
+    def is_calm(self) -> bool:
+        """See the protocol."""
+        return self._quic.is_calm
+
     def datagrams(self, now: float) -> list[Datagram]:
         """What is to be sent now; best asked for once a batch."""
         if not self._quic._network_paths:

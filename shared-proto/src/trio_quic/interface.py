@@ -30,6 +30,9 @@ Datagram = tuple[bytes, Address]
 CID_LENGTH = 8
 """Bytes of our own connection ids."""
 
+CALM = 0.020
+"""Seconds in which a calm connection's ``next_timeout`` cannot come: see :meth:`Core.is_calm`."""
+
 _CRYPTO_ERROR = 0x100  # RFC 9000 §20.1: these codes carry a TLS alert
 _RESET_TOKEN_BYTES = 16  # RFC 9000 §10.3
 
@@ -167,6 +170,12 @@ class Core(Protocol):
 
     def next_timeout(self) -> float | None:
         """When to call ``timer`` and ``datagrams``, if nothing happens before."""
+
+    @property
+    def is_calm(self) -> bool:
+        """Whether what happens now makes ``next_timeout`` no sooner than CALM seconds from now, but for probes that need
+        not be on time: then who looks again by then need not ask for it meanwhile. False is always right.
+        """
 
     def datagrams(self, now: float) -> list[Datagram]:
         """What is to be sent now; best asked for once a batch. Raises CoreFault."""

@@ -39,14 +39,14 @@ from aioquic.tls import Epoch
 from cryptography.exceptions import InvalidTag
 
 from .hardened import MAX_GAPS
-from .interface import CID_LENGTH, CoreConfig
+from .interface import CALM, CID_LENGTH, CoreConfig
 from .lean_send import LeanSender
 from .lean_stream import LeanStream, take_in
 from .tls import CertificateCheck
 
 # How long an acknowledgement may wait for company, in seconds. Peers reckon with 25 ms (RFC 9000 §18.2,
 # max_ack_delay), the timer's lateness included.
-ACK_DELAY = 0.020
+ACK_DELAY = CALM
 
 # Packets that make one acknowledgement (RFC 9000 §13.2.2).
 ACK_EVERY = 2

@@ -162,6 +162,18 @@ class LeanSender(LeanBook):
                 break
         loss.control.pressed = news
 
+    @property
+    def is_calm(self) -> bool:
+        """No timer can be near: acknowledgements wait for ACK_DELAY, probes for longer than the peer's may (25 ms), and
+        neither a lost packet nor the pace waits for its time.
+        """
+        return (
+            self._was_quiet
+            and self._pacing_at is None
+            and self._state is _CONNECTED
+            and (self._space or self._application()).loss_time is None
+        )
+
     def get_timer(self) -> float | None:
         """As in aioquic, for a quiet connection with a single look at each of its timers."""
         if (

@@ -197,6 +197,11 @@ class NativeCore:
         self._quietly(lambda: timer.append(self._quic.get_timer()))
         return timer[-1]
 
+    @property
+    def is_calm(self) -> bool:
+        """See Core. Its timers are not known by kind."""
+        return False
+
     def datagrams(self, now: float) -> list[Datagram]:
         """See Core."""
         out: list[Datagram] = []

@@ -11,7 +11,17 @@ from mesh_support import Intruder, intruders_endpoint, record_of
 from structlog.testing import capture_logs
 from trio.testing import MockClock
 
-from magik_mesh import Accept, Call, Judgement, MeshLimits, Node, RpcFailed, SystemClock, codes
+from magik_mesh import (
+    Accept,
+    Call,
+    Judgement,
+    MeshLimits,
+    Node,
+    PeerUnreachable,
+    RpcFailed,
+    SystemClock,
+    codes,
+)
 from magik_mesh.rpc_client import start_call
 from magik_mesh.testing import MemoryFabric, config_of, identity_of, memory_fabric, peers_of, until
 from magik_mesh.tls import admission, make_credentials
@@ -44,6 +54,43 @@ async def test_connections_stay_bounded_and_messages_reach_all_the_same(autojump
         for node in fabric.nodes[:8]:
             assert await caller.call(node.id, METHOD, "hi") == "hi"
         assert len(peers_of(caller)) <= 4
+
+
+@pytest.mark.parametrize("calls", [2, 4])
+async def test_with_a_call_under_way_on_every_connection_a_call_more_is_refused(
+    autojump_clock: MockClock, calls: int
+) -> None:
+    """The dials begin together, when there is room for each of them."""
+    results: list[str] = []
+
+    async def slow(_: Call) -> str:
+        await trio.sleep(5.0)
+        return "ok"
+
+    async def one(peer: Node) -> None:
+        try:
+            results.append(await caller.call(peer.id, METHOD))
+        except PeerUnreachable as error:
+            results.append(error.reason)
+
+    async with memory_fabric(calls + 1) as fabric, fabric.open(config_of(9, max_connections=2)) as caller:
+        nodes = [node for node in fabric.nodes if node is not caller]
+        for node in nodes:
+            node.handle(METHOD, slow)
+        known = caller._presence.directory
+        await until(lambda: all(known.addresses(node.id) for node in nodes), 60.0)
+        for peer in peers_of(caller):
+            caller._connections.let_go(caller._links.get(peer))
+        async with trio.open_nursery() as nursery:
+            for node in nodes[1:]:
+                nursery.start_soon(one, node)
+            for _ in range(100):
+                await trio.sleep(0.05)
+                assert len(peers_of(caller)) <= 2
+        refused = [result for result in results if result != "ok"]
+        assert refused == ["all 2 connections are in use"] * (calls - 2)
+        for node in nodes[1:]:
+            assert await caller.call(node.id, METHOD) == "ok", "the refused are not forgotten"
 
 
 async def test_busy(autojump_clock: MockClock) -> None:

@@ -152,11 +152,26 @@ class TestLinkTable:
         assert spare is not None
         assert spare.peer == identity_of(2).peer_id
 
+    def test_for_a_dial_of_ours_goes_who_matters_less(self) -> None:
+        table = LinkTable(2, frozenset(identity_of(seed).peer_id for seed in (0, 7)))
+        chosen, other = identity_of(7).peer_id, identity_of(8).peer_id
+        for seed in range(2):
+            table.put(link(seed))
+        spare = table.spare_for(chosen, urgent=False)
+        assert spare is not None
+        assert spare.peer == identity_of(1).peer_id
+        assert table.spare_for(other, urgent=True) is spare
+        assert table.spare_for(other, urgent=False) is None
+        table.remove(spare)
+        assert table.spare_for(chosen, urgent=False) is None, "one that was chosen, for another"
+        assert table.spare_for(other, urgent=True) is not None
+
     def test_nobody_is_spared_for_a_newcomer_while_all_are_busy(self) -> None:
         table = LinkTable(2)
         for seed in range(2):
             table.put(link(seed, calls=1))
         assert not table.has_room_for(0)
+        assert table.spare_for(identity_of(9).peer_id, urgent=True) is None
 
     def test_a_replaced_one_does_not_take_its_successor_along(self) -> None:
         table = LinkTable(2)

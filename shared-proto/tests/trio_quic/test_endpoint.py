@@ -189,6 +189,7 @@ class Falling:
         "datagrams",
         "has_events",
         "next_timeout",
+        "is_calm",
         "can_open",
     ],
 )

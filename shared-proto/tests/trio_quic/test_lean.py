@@ -18,7 +18,7 @@ from trio_quic_support import (
     stream_pair,
 )
 
-from trio_quic import Limits
+from trio_quic import Connection, Limits
 from trio_quic.lean import ACK_DELAY
 
 
@@ -246,3 +246,33 @@ def test_a_rangeset_is_what_the_short_way_takes_it_for():
     """The newest range is the last one: an assumption about a private structure."""
     ranges = RangeSet([range(5, 7), range(3)])
     assert (ranges[-1].start, ranges[-1].stop) == (5, 7)
+
+
+async def test_the_clock_of_a_busy_connection_is_seldom_set_and_yet_in_time(autojump_clock, monkeypatch):
+    asked = 0
+    due = Connection.due
+
+    def counting(self):
+        nonlocal asked
+        asked += 1
+        return due(self)
+
+    monkeypatch.setattr(Connection, "due", counting)
+    net = network()
+    async with endpoint_on(net, ALICE) as alice, endpoint_on(net, BOB) as bob, trio.open_nursery() as nursery:
+        nursery.start_soon(serve_echo, bob)
+        ours = await alice.connect(BOB)
+        await trio.sleep(1)
+        for pause in range(0, 30, 3):
+            for _ in range(20):
+                await ask(ours, b"x" * 200)
+            await trio.sleep(pause / 1000)  # whatever the clock was set to in between
+            stream = await ours.open_stream()
+            await stream.send_all(b"x")
+            start = trio.current_time()
+            while ours._core.buffered(stream.id):  # noqa: ASYNC110 - nothing tells of an acknowledgement
+                await trio.sleep(0.0005)
+            assert trio.current_time() - start < ACK_DELAY + 0.005
+            await stream.aclose()
+        assert asked < 2 * 210, "twice as often on each side as there were calls before"
+        nursery.cancel_scope.cancel()

@@ -312,7 +312,11 @@ class Linking:
         dial = self._dials.get(peer)
         if hello.answer == Answer.TAKE.value:
             standing = Standing(hello.incarnation, hello.taken)
-            return [] if peer in self.links else self._take(peer, standing, now, dialled=True)
+            if peer in self.links:
+                return []
+            if not self._has_place_for(peer, urgent=dial is not None and dial.urgent):
+                return [Send(peer, Closed(), True), *self._gave_up(peer, now)]
+            return self._take(peer, standing, now, dialled=True)
         if dial is None or hello.answer == Answer.DUPLICATE.value:
             return []  # another connection with it is there, or about to be
         return self._gave_up(peer, now)
@@ -343,6 +347,11 @@ class Linking:
             return []
         self.plan.put_off(peer, now)
         return self._failed(peer, [message for message, _ in dial.waiting], now)
+
+    def _has_place_for(self, peer: PeerId, *, urgent: bool) -> bool:
+        if len(self.links) < self._knobs.max_connections:
+            return True
+        return self.links.spare_for(peer, urgent=urgent) is not None
 
     def _make_room(self, sends: list[Send], now: float) -> bool:
         spare = self.links.spare()
