@@ -13,10 +13,6 @@ from .interface import Address, Datagram
 
 # Datagrams taken in before the tasks that they concern run: a guess, about one congestion window.
 MAX_BATCH = 64
-# After so many batches of a single datagram, more are looked for with every so manieth only: to be told that there is
-# none costs half as much as a datagram. Where datagrams come in crowds, all that wait are read each time.
-SINGLES = 4
-LOOK = 8
 MAX_DATAGRAM = 65536
 
 # Datagrams of one size to one address go to the kernel in one piece, which it cuts (linux/udp.h, UDP_SEGMENT: at most
@@ -64,7 +60,6 @@ class UdpSocket:
         self._socket = socket
         self._address: Address = socket.getsockname()[:2]
         self._cuts = sys.platform == "linux"
-        self._singles = 0  # batches of one datagram in a row
 
     @property
     def address(self) -> Address:
@@ -76,12 +71,11 @@ class UdpSocket:
         batch: list[Datagram] = []
         while not batch:
             await trio.lowlevel.wait_readable(self._socket)
-            self._drain(batch, MAX_BATCH if self._singles < SINGLES or not self._singles % LOOK else 1)
-        self._singles = self._singles + 1 if len(batch) == 1 else 0
+            self._drain(batch)
         return batch
 
-    def _drain(self, batch: list[Datagram], most: int) -> None:
-        while len(batch) < most:
+    def _drain(self, batch: list[Datagram]) -> None:
+        while len(batch) < MAX_BATCH:
             try:
                 data, address = self._socket.recvfrom(MAX_DATAGRAM)
             except BlockingIOError:

@@ -6,7 +6,7 @@ import random
 import pytest
 import trio
 
-from trio_quic.udp import LOOK, UdpSocket, open_udp_socket
+from trio_quic.udp import UdpSocket, open_udp_socket
 
 
 async def collect(socket: UdpSocket, count: int) -> list[bytes]:
@@ -74,18 +74,3 @@ async def test_a_full_buffer_loses_datagrams_and_nothing_else(sockets):
     assert refusing.asked == 2
     one.send([(b"sent", two.address)])
     assert await collect(two, 1) == [b"sent"]
-
-
-async def test_after_single_datagrams_a_crowd_is_soon_read_as_one(sockets):
-    one, two, _ = sockets
-    for number in range(20):
-        one.send([(b"single %d" % number, two.address)])
-        assert await two.receive() == [(b"single %d" % number, one.address)]
-    crowd = [(b"crowd %d" % number, two.address) for number in range(40)]
-    one.send(crowd)
-    batches = []
-    with trio.fail_after(30):
-        while sum(map(len, batches)) < len(crowd):
-            batches.append(await two.receive())
-    assert [data for batch in batches for data, _ in batch] == [data for data, _ in crowd]
-    assert len(batches) <= LOOK + 1
