@@ -75,6 +75,17 @@ async def test_a_replica_that_lost_its_storage_is_let_in_by_the_others(tmp_path:
         assert pods.leaders() == [leader], "two of three answer: the new life votes"
 
 
+async def test_of_two_the_second_comes_back_without_its_storage(tmp_path: Path) -> None:
+    async with stateful(tmp_path, size=2) as pods:
+        token = (await pods.formed()).election.standing.token
+        await pods.stop("web-1")
+        (tmp_path / "web-1" / "vote").unlink()
+        await pods.until(lambda: not pods.leaders())
+        await pods.start("web-1", replicas=2)
+        later = (await pods.leader(20)).election.standing.token
+        assert later > token
+
+
 async def test_a_founder_that_lost_its_storage_begins_nothing_anew(tmp_path: Path) -> None:
     async with stateful(tmp_path, size=1) as pods:
         await pods.leader(20)
