@@ -339,3 +339,20 @@ def test_ordinal_0_of_the_award_that_says_so_founds_its_set(index, founder, foun
         attachment=attrs.evolve(bench.attachment, founder=founder).to_bytes(),
     )
     assert PodAgents(lambda: NOW).founds(pod) is founds
+
+
+async def test_what_a_service_says_of_affinity_readiness_and_locality_reaches_agents():
+    bench = Bench()
+    plain, special = service("plain", app="web"), service("special", app="web")
+    special["spec"] |= {
+        "sessionAffinity": "ClientIP",
+        "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": 60}},
+        "publishNotReadyAddresses": True,
+        "internalTrafficPolicy": "Local",
+    }
+    bench.hold(plain)
+    bench.hold(special)
+    names = ("affinity", "affinity_s", "unready", "local")
+    said = await bench.desk.service(POD_UID, "default", "special")
+    assert [said[name] for name in names] == ["ClientIP", 60, True, True]
+    assert not set(names) & set(await bench.desk.service(POD_UID, "default", "plain"))

@@ -40,6 +40,8 @@ from magik_proto.membership import MembershipPolicy
 from magik_proto.messages import Award, decode_as, encode_message
 from magik_proto.passes import issue_pass
 
+AFFINITY_S: Final = 10_800
+"""Kubernetes' default for `sessionAffinityConfig.clientIP.timeoutSeconds`."""
 MAX_BOOTSTRAP: Final = 16
 """Agents that one is told of; a guess: a few are enough to find the others by the hash table."""
 OUTPUT_BYTES: Final = 4096
@@ -157,9 +159,16 @@ class AgentDesk:
             }
             for port in spec.get("ports") or ()
         ]
-        applying = {"affinity": "ClientIP"} if spec.get("sessionAffinity") == "ClientIP" else {}
+        applying: dict[str, Any] = {}
+        if spec.get("sessionAffinity") == "ClientIP":
+            given = ((spec.get("sessionAffinityConfig") or {}).get("clientIP") or {}).get("timeoutSeconds")
+            applying |= {"affinity": "ClientIP", "affinity_s": given or AFFINITY_S}
         if spec.get("externalName"):
             applying["external_name"] = spec["externalName"]
+        if spec.get("publishNotReadyAddresses"):
+            applying["unready"] = True
+        if spec.get("internalTrafficPolicy") == "Local":
+            applying["local"] = True
         return {
             **applying,
             "name": metadata["name"],

@@ -58,7 +58,17 @@ async def test_a_port_is_merged_by_its_number(client):
         (service(type="ExternalName", externalName="no name"), "spec.externalName"),
         (service(type="ExternalName", externalName="example.com", clusterIP="None"), "spec.clusterIP"),
         (service(sessionAffinity="Sticky"), "spec.sessionAffinity"),
-        (service(internalTrafficPolicy="Local"), "spec.internalTrafficPolicy"),
+        (service(internalTrafficPolicy="Nearby"), "spec.internalTrafficPolicy"),
+        (
+            service(
+                sessionAffinity="ClientIP", sessionAffinityConfig={"clientIP": {"timeoutSeconds": 86401}}
+            ),
+            "spec.sessionAffinityConfig.clientIP.timeoutSeconds",
+        ),
+        (
+            service(sessionAffinityConfig={"clientIP": {"timeoutSeconds": 60}}),
+            "spec.sessionAffinityConfig",
+        ),
         (service(ports=[]), "spec.ports"),
         (service(ports=[{"port": 0}]), "spec.ports[0].port"),
         (service(ports=[{"port": 80, "targetPort": 70000}]), "spec.ports[0].targetPort"),

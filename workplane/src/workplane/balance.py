@@ -45,7 +45,7 @@ class Rule:
 
     kind: str = ROUND_ROBIN
     weights: Mapping[str, int] = field(factory=dict)
-    sticky: bool = False
+    sticky_s: float = 0.0
 
     @classmethod
     def of(cls, service: Service) -> Rule:
@@ -53,7 +53,7 @@ class Rule:
         kind = service.annotations.get(KIND, ROUND_ROBIN).strip()
         if kind not in KINDS:
             raise ValueError(f"{KIND}: {kind!r} is none of {', '.join(KINDS)}")
-        return cls(kind, _weights(service.annotations.get(WEIGHTS, "")), service.sticky)
+        return cls(kind, _weights(service.annotations.get(WEIGHTS, "")), service.sticky_s)
 
 
 def _weights(text: str) -> dict[str, int]:
@@ -82,7 +82,7 @@ class Balancer:
     machine: str = ""
     zone: str = ""
     _turns: OrderedDict[str, int] = field(factory=OrderedDict)
-    _stuck: OrderedDict[str, PeerId] = field(factory=OrderedDict)
+    _stuck: OrderedDict[str, tuple[PeerId, float]] = field(factory=OrderedDict)
     _open: dict[PeerId, int] = field(factory=dict)
     _failures: OrderedDict[PeerId, _Failure] = field(factory=OrderedDict)
 
@@ -95,7 +95,8 @@ class Balancer:
         bad = [record for record in replicas if self.avoids(record.peer_id, now)]
         bad.sort(key=lambda record: (self._failures[record.peer_id].until, record.peer_id))
         ordered = self._ordered(rule, good, turn)
-        if rule.sticky and (stuck := self._stuck.get(key)) is not None:
+        stuck, since = self._stuck.get(key, (None, 0.0))
+        if now < since + rule.sticky_s:
             ordered.sort(key=lambda record: record.peer_id != stuck)
         return (*ordered, *bad)
 
@@ -104,11 +105,11 @@ class Balancer:
         failure = self._failures.get(peer)
         return failure is not None and now < failure.until
 
-    def opened(self, key: str, peer: PeerId) -> None:
+    def opened(self, key: str, peer: PeerId, now: float) -> None:
         """A connection with a replica has come about: it is well, and a sticky client stays with it."""
         self._failures.pop(peer, None)
         self._open[peer] = self._open.get(peer, 0) + 1
-        _put(self._stuck, key, peer, MAX_KEYS)
+        _put(self._stuck, key, (peer, now), MAX_KEYS)
 
     def closed(self, peer: PeerId) -> None:
         """It is over."""

@@ -107,14 +107,14 @@ class Inbound:
         self.asked += 1
         if self.draining:
             raise CallRefused("draining", "this pod is ending")
-        if not self.ready():
-            raise CallRefused("not-ready", "this pod is not ready")
         if self.open >= self.max_of_all or self._of_peer.get(call.peer, 0) >= self.max_of_peer:
             raise CallRefused(BUSY, "this agent carries as many connections as it will")
         self._check_caller(call.peer)
         namespace, name, number = _read(call.body)
         for service in self.services():
             if (service.namespace, service.name) == (namespace, name):
+                if not service.unready and not self.ready():
+                    raise CallRefused("not-ready", "this pod is not ready")
                 try:
                     return self._number(service, number, protocol)
                 except OSError as error:

@@ -8,7 +8,7 @@ open with it is torn down long before QUIC's own time-outs would say so.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, Final, Protocol
 
@@ -155,10 +155,16 @@ class Router:
         found = {
             record.peer_id: record
             for workload_id in service.workloads
-            for record in self._catalog.hoped(workload_id, now)
+            for record in self._of(service, workload_id, now)
             if not part or record.pod_name == part
         }
         return tuple(found.values())
+
+    def _of(self, service: Service, workload_id: str, now: int) -> Iterable[ServiceRecord]:
+        """Those of a workload's replicas that belong to a Service."""
+        found = (self._catalog.replicas if service.unready else self._catalog.hoped)(workload_id, now)
+        machine = self._balancer.machine
+        return (record for record in found if not service.local or record.caps.get("machine") == machine)
 
     async def connect(self, target: Target, carry: Carry) -> None:
         """Have `carry` called with a stream to a ready replica; returns when it does. Raises `Unreachable`."""
@@ -226,7 +232,7 @@ class Router:
             if text not in self._told and len(self._told) < 100:
                 self._told.add(text)
                 self._log.warning("the annotation is not followed; it is round-robin instead", error=text)
-            return Rule(sticky=service.sticky)
+            return Rule(sticky_s=service.sticky_s)
 
     async def _await_answer(self, race: _Race) -> None:
         """Until an attempt has won, or all have failed, or it is time for the next."""
@@ -277,7 +283,7 @@ class Router:
         self, peer: PeerId, scope: trio.CancelScope, key: str, stream: Stream, carry: Carry
     ) -> None:
         self._hedges = min(HEDGES, self._hedges + HEDGE_PART)
-        self._balancer.opened(key, peer)
+        self._balancer.opened(key, peer, trio.current_time())
         try:
             with self.signs.open(peer, scope, stream) as heard:
                 await carry(heard)

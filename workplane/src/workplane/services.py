@@ -20,6 +20,9 @@ MAX_KEPT: Final = 1024
 """Services that are remembered; at it the one that nobody has asked for for longest goes. A guess."""
 MAX_ITEMS: Final = 256
 """Ports, or workloads, of one Service; a Service with more is not understood. A guess."""
+AFFINITY_S: Final = 10_800
+MAX_AFFINITY_S: Final = 86_400
+"""Kubernetes' default for `sessionAffinityConfig.clientIP.timeoutSeconds`, and its most."""
 PROTOCOLS: Final = ("TCP", "UDP")
 
 T = TypeVar("T")
@@ -39,7 +42,9 @@ class ServicePort:
 class Service:
     """A Service: which workloads' pods it selects, and how they are reached.
 
-    `sticky`: a client stays with its replica. `external_name`: it is no more than another name for that.
+    `sticky_s`: a client stays with its replica, until it has opened no connection for so many seconds; 0: it does not.
+    `unready`: pods that are not ready belong to it as well. `local`: only those on the caller's machine do.
+    `external_name`: it is no more than another name for that.
     """
 
     name: str
@@ -47,7 +52,9 @@ class Service:
     ports: tuple[ServicePort, ...] = ()
     workloads: tuple[str, ...] = ()
     headless: bool = False
-    sticky: bool = False
+    sticky_s: float = 0.0
+    unready: bool = False
+    local: bool = False
     external_name: str = ""
     annotations: Mapping[str, str] = field(factory=dict)
 
@@ -61,7 +68,9 @@ class Service:
             ports=tuple(_port_of(port) for port in _items(fields, "ports")),
             workloads=tuple(_typed(item, str, "workloads") for item in _items(fields, "workloads")),
             headless=bool(fields.get("headless")),
-            sticky=fields.get("affinity") == "ClientIP",
+            sticky_s=_sticky_s(fields),
+            unready=fields.get("unready") is True,
+            local=fields.get("local") is True,
             external_name=_typed(fields.get("external_name") or "", str, "external_name"),
             annotations=_annotations(_typed(fields.get("annotations") or {}, dict, "annotations")),
         )
@@ -94,6 +103,15 @@ def _items(fields: Mapping[str, Any], name: str) -> list[Any]:
     if len(items) > MAX_ITEMS:
         raise ValueError(f"{name}: {len(items)}, at most {MAX_ITEMS} are dealt with")
     return items
+
+
+def _sticky_s(fields: Mapping[str, Any]) -> float:
+    if fields.get("affinity") != "ClientIP":
+        return 0.0
+    seconds = _typed(fields.get("affinity_s", AFFINITY_S), int, "affinity_s")
+    if not 0 < seconds <= MAX_AFFINITY_S:
+        raise ValueError(f"affinity_s: {seconds}, allowed are 1 to {MAX_AFFINITY_S}")
+    return float(seconds)
 
 
 def _annotations(value: Mapping[Any, Any]) -> dict[str, str]:

@@ -59,7 +59,7 @@ def test_services_take_turns_of_their_own_and_pods_begin_anywhere() -> None:
 @given(
     st.sets(st.integers(1, 20), max_size=8),
     st.sets(st.integers(1, 20)),
-    st.sampled_from([ROUND, LEAST, NEAR, Rule(weights={"v1": 1}), Rule(sticky=True)]),
+    st.sampled_from([ROUND, LEAST, NEAR, Rule(weights={"v1": 1}), Rule(sticky_s=60.0)]),
 )
 def test_every_replica_is_there_once_and_those_that_failed_come_last(
     numbers: set[int], failed: set[int], rule: Rule
@@ -84,7 +84,7 @@ def test_who_fails_again_is_avoided_longer_and_forgiven_when_it_serves() -> None
         wait = min(MAX_AVOID_S, AVOID_S * 2**times)
         assert b.avoids(peer, now + wait - 0.01) and not b.avoids(peer, now + wait)
         now += wait
-    b.opened("web", peer)
+    b.opened("web", peer, 0.0)
     b.failed(peer, now)
     assert not b.avoids(peer, now + AVOID_S)
 
@@ -92,7 +92,7 @@ def test_who_fails_again_is_avoided_longer_and_forgiven_when_it_serves() -> None
 def test_those_with_fewest_connections_come_first() -> None:
     b = balancer()
     for record in (FOUR[0], FOUR[0], FOUR[1], FOUR[3]):
-        b.opened("web", record.peer_id)
+        b.opened("web", record.peer_id, 0.0)
     ordered = b.order("web", LEAST, FOUR, 0.0)
     assert (ordered[0], ordered[-1]) == (FOUR[2], FOUR[0])
     b.closed(FOUR[3].peer_id)
@@ -135,14 +135,16 @@ def test_weights_part_connections_between_versions(percent: int, seed: int) -> N
 
 
 def test_a_sticky_client_stays_until_its_replica_fails_or_goes() -> None:
-    b, rule = balancer(), Rule(sticky=True)
+    b, rule = balancer(), Rule(sticky_s=60.0)
     chosen = b.order("web", rule, FOUR, 0.0)[0]
-    b.opened("web", chosen.peer_id)
+    b.opened("web", chosen.peer_id, 0.0)
     assert first(b, rule, FOUR, 8) == {chosen.pod_name: 8}
     b.failed(chosen.peer_id, 0.0)
     other = b.order("web", rule, FOUR, 0.0)[0]
-    b.opened("web", other.peer_id)
+    b.opened("web", other.peer_id, 0.0)
     assert other != chosen and first(b, rule, FOUR, 8) == {other.pod_name: 8}
+    assert {b.order("web", rule, FOUR, 59.9)[0] for _ in range(8)} == {other}
+    assert len({b.order("web", rule, FOUR, 60.0)[0] for _ in range(8)}) == 4  # no connection for too long
     assert other not in b.order("web", rule, [r for r in FOUR if r is not other], 0.0)
 
 
@@ -166,6 +168,6 @@ def test_what_is_remembered_is_bounded() -> None:
     b = balancer()
     for n in range(MAX_KEYS + 10):
         b.order(f"s{n}", ROUND, FOUR, 0.0)
-        b.opened(f"s{n}", FOUR[0].peer_id)
+        b.opened(f"s{n}", FOUR[0].peer_id, 0.0)
         b.closed(FOUR[0].peer_id)
     assert len(b._turns) == len(b._stuck) == MAX_KEYS and not b._open

@@ -170,6 +170,26 @@ async def test_without_a_replica_the_connection_is_reset() -> None:
             assert await is_reset(stream)
 
 
+async def test_a_service_may_have_pods_that_are_not_ready() -> None:
+    async with world(saying(b"two"), service={"unready": True}) as w:
+        (replica,) = w.replicas
+        replica.ready[0] = False
+        w.client.catalog.take([replica.record(version=2, ready=False)], wall())
+        assert await w.said() == [b"two"]
+
+
+async def test_a_local_service_has_the_pods_of_the_own_machine_alone() -> None:
+    async with world(saying(b"two"), saying(b"three"), service={"local": True}) as w:
+        w.client.traffic.router._balancer.machine = "m1"
+        here, there = w.replicas
+        for replica, machine in ((here, "m1"), (there, "m2")):
+            w.client.catalog.take([replica.record(version=2, caps={"machine": machine})], wall())
+        assert await w.said(3) == [b"two"] * 3
+        w.client.catalog.take([here.record(version=3, ready=False)], wall())
+        async with await w.connect() as stream:
+            assert await is_reset(stream)
+
+
 async def test_a_pod_reaches_itself_without_a_call() -> None:
     async with world(saying(b"two")) as w:
         (replica,) = w.replicas

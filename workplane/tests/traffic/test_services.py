@@ -31,9 +31,13 @@ def test_a_service_is_read() -> None:
     service = Service.of(JSON)
     assert service.ports == (ServicePort("http", 80, "TCP", "app"), ServicePort("", 53, "UDP", 5353))
     assert service.port(53, "UDP") == service.ports[1] and service.port(53, "TCP") is None
-    assert service.workloads == ("default/Deployment/web",) and service.headless and not service.sticky
+    assert service.workloads == ("default/Deployment/web",) and service.headless and not service.sticky_s
+    assert not service.unready and not service.local
     assert service.annotations == {"magik.io/balance": "locality"}
-    assert Service.of({**JSON, "affinity": "ClientIP"}).sticky
+    assert Service.of({**JSON, "affinity": "ClientIP"}).sticky_s == 10_800
+    assert Service.of({**JSON, "affinity": "ClientIP", "affinity_s": 5}).sticky_s == 5
+    other = Service.of({**JSON, "unready": True, "local": True})
+    assert other.unready and other.local
     assert (
         Service.of({"name": "x", "namespace": "y", "external_name": "example.org"}).external_name
         == "example.org"

@@ -20,6 +20,8 @@ PROTOCOLS: Final = ("TCP", "UDP")
 EXTERNAL_NAME: Final = "ExternalName"
 TYPES: Final = ("ClusterIP", EXTERNAL_NAME)
 AFFINITIES: Final = ("None", "ClientIP")
+TRAFFIC_POLICIES: Final = ("Cluster", "Local")
+MAX_AFFINITY_S: Final = 86_400  # of Kubernetes' API
 #: Fields that only have a meaning for addresses and ports of machines.
 _OF_MACHINES: Final = (
     "externalIPs",
@@ -69,9 +71,27 @@ def check_service(obj: Object, problems: Problems) -> None:
             problems.forbidden(f"spec.{field}", _NO_SUCH_ADDRESS)
     if spec.get("sessionAffinity") not in AFFINITIES:
         problems.unsupported("spec.sessionAffinity", spec.get("sessionAffinity"), AFFINITIES)
-    if spec.get("internalTrafficPolicy") != "Cluster":
-        problems.unsupported("spec.internalTrafficPolicy", spec.get("internalTrafficPolicy"), ("Cluster",))
+    _check_affinity(spec, problems)
+    if spec.get("internalTrafficPolicy") not in TRAFFIC_POLICIES:
+        problems.unsupported(
+            "spec.internalTrafficPolicy", spec.get("internalTrafficPolicy"), TRAFFIC_POLICIES
+        )
     _check_ports(spec, problems)
+
+
+def _check_affinity(spec: Object, problems: Problems) -> None:
+    config = spec.get("sessionAffinityConfig")
+    if config is None:
+        return
+    path = "spec.sessionAffinityConfig"
+    if spec.get("sessionAffinity") != "ClientIP":
+        problems.forbidden(path, "may only be set where `sessionAffinity` is 'ClientIP'")
+        return
+    seconds = (config.get("clientIP") or {}).get("timeoutSeconds")
+    if seconds is not None and not 0 < seconds <= MAX_AFFINITY_S:
+        problems.invalid(
+            f"{path}.clientIP.timeoutSeconds", seconds, f"must be between 1 and {MAX_AFFINITY_S}, inclusive"
+        )
 
 
 def _check_external_name(spec: Object, problems: Problems) -> None:
