@@ -256,12 +256,12 @@ class Agent:
             self.sources.append(traffic.metrics)
             await nursery.start(self.discovery.run)
             nursery.start_soon(serve_names, traffic.lookup, self.config.dns_addr)
+            if self.replicas is not None:
+                await nursery.start(self.replicas.run)  # the app's door is there before its pod can be ready
             nursery.start_soon(self.standing.run)
             if self.origin.passport is not None:
                 nursery.start_soon(end_with_pass, self.ending, self.origin.passport.shown)
             self._follow_machine(nursery)
-            if self.replicas is not None:
-                nursery.start_soon(self.replicas.run)
             self.log.info("up", peer=str(self.node.id), port=self.node.address[1])
             await self.ending.told.wait()
             await self.discovery.withdraw()

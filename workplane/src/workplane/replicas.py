@@ -119,8 +119,8 @@ class Replicas:
         if self.healer is not None:
             self.healer.wanted(generation, replicas)
 
-    async def run(self) -> None:
-        """Until cancelled."""
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Until cancelled; started once the app finds its agent, or cannot."""
         async with trio.open_nursery() as nursery:
             if self.election is not None:
                 nursery.start_soon(self.election.run, self._wanted.generation, self._wanted.replicas)
@@ -128,7 +128,7 @@ class Replicas:
                 nursery.start_soon(self.board.run)
             if self.healer is not None:
                 nursery.start_soon(self.healer.run)
-            await self._serve_app()
+            await self._serve_app(task_status)
 
     # -- making
 
@@ -218,7 +218,7 @@ class Replicas:
         if self.healer is not None:
             self.healer.leading(token is not None)
 
-    async def _serve_app(self) -> None:
+    async def _serve_app(self, task_status: trio.TaskStatus[None]) -> None:
         around = self._around
         api = LocalApi(
             rpc=self.rpc,
@@ -236,10 +236,12 @@ class Replicas:
         try:
             async with open_local_api(api, host=host, port=port, path=path) as served:
                 self._log.info("local-api", port=served, path=str(path))
+                task_status.started()
                 await trio.sleep_forever()
         except OSError as error:
             # The app may use that port itself: then it has no door to its agent, and all else goes on.
             self._log.error("no-local-api", host=host, port=port, path=str(path), error=str(error))
+            task_status.started()
             await trio.sleep_forever()
 
 

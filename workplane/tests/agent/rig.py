@@ -96,6 +96,7 @@ class PodApi:
     zone: str | None = None
     services: dict[str, dict[str, Any]] = field(factory=dict)
     statuses: list[dict[str, Any]] = field(factory=list)
+    doors: list[bool] = field(factory=list)
     restarts: list[tuple[str, str]] = field(factory=list)
     execute: Callable[[str, list[str]], int] = lambda container, command: 0
     refusals: int = 0
@@ -185,6 +186,7 @@ class PodApi:
                 return 200, self.state
             case ("PUT", "v1", "status"):
                 self.statuses.append(body)
+                self.doors.append((self.folder / "app/agent.sock").is_socket())
                 return 204, None
             case ("POST", "v1", "containers", name, "restart"):
                 self.restarts.append((name, body["reason"]))

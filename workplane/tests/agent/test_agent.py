@@ -22,6 +22,13 @@ async def test_a_pod_s_agent_tells_the_machine_and_leaves_no_secret_behind(tmp_p
         assert await one.process.wait() == 0
 
 
+async def test_the_app_s_door_is_there_before_the_machine_is_told_how_the_pod_stands(tmp_path: Path) -> None:
+    (tmp_path / "web-1/app").mkdir(parents=True)
+    async with pod(tmp_path) as one:
+        await until(one.api.ready, 60)
+        assert all(one.api.doors)
+
+
 async def test_agents_find_each_other_and_hear_who_leaves(tmp_path: Path) -> None:
     async with pod(tmp_path, "web-1") as one, pod(tmp_path, "web-2") as two:
         await until(lambda: one.api.ready() and two.api.ready(), 20)
