@@ -5,11 +5,15 @@
 Measured, each over loopback with both ends in this process, one after the other in every round:
 
 - ``rpc``: a unary call of magik_mesh (200 bytes there and back), on a new stream each;
-- ``rpc_native``: the same over the native core, if the extra ``native`` is installed;
+- ``rpc_plain``: the same of a method that is a plain function (``Node.answer``), and so needs no task;
+- ``rpc_native``: ``rpc`` over the native core, if the extra ``native`` is installed;
 - ``stream``: an echo of 200 bytes on a new stream of trio_quic, without the mesh, handshakes, and one long stream;
 - ``bare_core``: the same echo between two stock aioquic cores pumped in memory, no socket and no event loop, plus
   what its datagrams would cost in ``sendto`` and ``recvfrom``: the ceiling;
-- ``aioquic_asyncio``: aioquic's own asyncio client and server, with certificates on both sides;
+- ``aioquic_asyncio``: aioquic's own asyncio client and server, with certificates on both sides: a task answers each
+  stream, as a task answers ``rpc``;
+- ``aioquic_callback``: the same server without streams and tasks: the protocol's callback sends back what has come. It is to
+  ``rpc_plain`` what the other is to ``rpc``;
 - ``grpc_mtls``: grpc.aio with mutual TLS, if the package ``grpcio`` is installed;
 - ``py_libp2p``: two hosts of py-libp2p over QUIC, in a process of the interpreter that the environment variable
   LIBP2P_PYTHON names, since it wants versions of its own of much (`nox -s bench` makes one).
@@ -34,7 +38,8 @@ from typing import Any
 
 import structlog
 import trio
-from aioquic.asyncio import connect, serve
+from aioquic.asyncio import QuicConnectionProtocol, connect, serve
+from aioquic.quic.events import QuicEvent, StreamDataReceived
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -58,7 +63,7 @@ FLIGHTS = (1, 64)
 LIBP2P_LIMIT_S = 600  # of py-libp2p's process; it takes tens of seconds here
 Ask = Callable[[], Awaitable[Any]]
 Figures = dict[str, float]
-THEIRS = ("bare_core", "aioquic_asyncio", "py_libp2p", "grpc_mtls")
+THEIRS = ("bare_core", "aioquic_asyncio", "aioquic_callback", "py_libp2p", "grpc_mtls")
 
 
 class Stopwatch:
@@ -124,8 +129,8 @@ async def asyncio_rates(ask: Ask, count: int) -> Figures:
     return out
 
 
-async def measure_rpc(count: int, core: MakeCore = AioquicCore) -> Figures:
-    """Unary calls between two mesh nodes."""
+async def measure_rpc(count: int, core: MakeCore = AioquicCore, *, plain: bool = False) -> Figures:
+    """Unary calls between two mesh nodes, of a method that is a handler, or a plain function."""
     policy = MembershipPolicy(root=None)
 
     async def answer(call: Call) -> Any:
@@ -133,7 +138,10 @@ async def measure_rpc(count: int, core: MakeCore = AioquicCore) -> Figures:
 
     first = NodeConfig(host="127.0.0.1", port=0, identity=Identity.generate(), policy=policy, core=core)
     async with open_node(first) as bob:
-        bob.handle(METHOD, answer)
+        if plain:
+            bob.answer(METHOD, lambda call: call.body)
+        else:
+            bob.handle(METHOD, answer)
         known = (BootstrapPeer(bob.id, *bob.address),)
         config = NodeConfig(
             host="127.0.0.1",
@@ -214,6 +222,31 @@ async def measure_asyncio(count: int) -> Figures:
     return out
 
 
+class EchoProtocol(QuicConnectionProtocol):
+    """Sends back what comes, from the callback that tells of it."""
+
+    def quic_event_received(self, event: QuicEvent) -> None:
+        """See aioquic; what is queued here leaves when the datagram is dealt with."""
+        if isinstance(event, StreamDataReceived):
+            self._quic.send_stream_data(event.stream_id, event.data, event.end_stream)
+
+
+async def measure_callback(count: int) -> Figures:
+    """Echoes of aioquic's asyncio driver with a server of callbacks."""
+    server = await serve(
+        "127.0.0.1",
+        0,
+        configuration=quic.asyncio_configuration("b", is_client=False),
+        create_protocol=lambda connection, **options: quic.demanding(connection, EchoProtocol, **options),
+    )
+    port = server._transport.get_extra_info("sockname")[1]  # type: ignore[union-attr]
+    client = quic.asyncio_configuration("a", is_client=True)
+    async with connect("127.0.0.1", port, configuration=client) as protocol:
+        out = await asyncio_rates(lambda: quic.asyncio_ask(protocol, quic.REQUEST), count)
+    server.close()
+    return out
+
+
 def tls_pair() -> tuple[bytes, bytes]:
     """A self-signed P-256 certificate for localhost and its key, as PEM (gRPC takes no Ed25519)."""
     key = ec.generate_private_key(ec.SECP256R1())
@@ -263,6 +296,8 @@ def one_round(count: int) -> dict[str, dict[str, Any]]:
     """Everything once."""
     out: dict[str, dict[str, Any]] = {
         "rpc": trio.run(measure_rpc, count),
+        "rpc_plain": trio.run(lambda: measure_rpc(count, plain=True)),
+        "aioquic_callback": asyncio.run(measure_callback(count)),
         "stream": trio.run(measure_stream, count),
         "aioquic_asyncio": asyncio.run(measure_asyncio(count)),
         "bare_core": bare_core.measure(count, FLIGHTS),
@@ -293,7 +328,7 @@ def ratio(rounds: Rounds, ours: str, theirs: str, name: str) -> float | None:
 def ratios(rounds: Rounds) -> dict[str, float | None]:
     """Calls by `rpc_vs_…`, with one and (`_at_64`) with 64 under way; the rest by what it is."""
     out: dict[str, float | None] = {}
-    for ours in ("rpc", "rpc_native", "stream"):
+    for ours in ("rpc", "rpc_plain", "rpc_native", "stream"):
         for theirs in THEIRS:
             out[f"{ours}_vs_{theirs}"] = ratio(rounds, ours, theirs, "calls_1")
             out[f"{ours}_vs_{theirs}_at_64"] = ratio(rounds, ours, theirs, "calls_64")

@@ -141,7 +141,9 @@ def asyncio_configuration(name: str, *, is_client: bool) -> QuicConfiguration:
     )
 
 
-def demanding(quic: QuicConnection, **options: Any) -> QuicConnectionProtocol:
+def demanding(
+    quic: QuicConnection, make: type[QuicConnectionProtocol] = QuicConnectionProtocol, **options: Any
+) -> QuicConnectionProtocol:
     """A server's protocol that asks for the client's certificate, as ours does."""
     initialize = quic._initialize
 
@@ -150,7 +152,7 @@ def demanding(quic: QuicConnection, **options: Any) -> QuicConnectionProtocol:
         quic.tls._request_client_certificate = True
 
     quic._initialize = initialize_and_ask
-    return QuicConnectionProtocol(quic, **options)
+    return make(quic, **options)
 
 
 async def asyncio_ask(protocol: QuicConnectionProtocol, data: bytes) -> int:

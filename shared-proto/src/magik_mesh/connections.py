@@ -209,7 +209,18 @@ class Connections:
         self.plan.linked(peer, now)
         self.roster.up(self.info(peer))
         self.log.info("peer connected", peer=str(peer), dialled=connection.is_client)
+        connection.take_streams(partial(self._answer_at_once, link))
         self.nursery.start_soon(self._serve, link)
+
+    def _answer_at_once(self, link: Link, stream: Stream) -> bool:
+        """Whether a stream that has just come is done with; else a worker goes on with it."""
+        link.last_used = self.clock.now()
+        read = self.server.answer_at_once(stream, link.caller)
+        if read is None:
+            return True
+        if read.request is not None:
+            link.read[stream] = read
+        return False
 
     @property
     def full(self) -> str:
@@ -242,8 +253,7 @@ class Connections:
         self._ended(link)
 
     async def _answer_call(self, link: Link, stream: Stream, scope: trio.CancelScope) -> None:
-        link.last_used = self.clock.now()
-        await self.server.serve(stream, link.caller, link.slots, scope)
+        await self.server.serve(stream, link.caller, link.slots, scope, read=link.read.pop(stream, None))
 
     async def _send_gossip(self, link: Link) -> None:
         """Carry the outbox to the peer.

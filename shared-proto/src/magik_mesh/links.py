@@ -9,10 +9,10 @@ from attrs import define, field
 from magik_mesh.addresses import Address, text_of
 from magik_mesh.arbitration import Standing
 from magik_mesh.pubsub import Outbox
-from magik_mesh.rpc_server import Caller, Slots
+from magik_mesh.rpc_server import Caller, Read, Slots
 from magik_mesh.tls import Admitted
 from magik_proto.identity import PeerId
-from trio_quic import Connection
+from trio_quic import Connection, Stream
 
 
 @define(eq=False)
@@ -29,6 +29,7 @@ class Link:
     last_used: float
     calls: int = 0  # calls of ours that are under way
     ending: str | None = None  # why this side closed it, if it did
+    read: dict[Stream, Read] = field(factory=dict)  # calls of the peer that wait for a task
     _caller: Caller | None = None  # as of the following
     _called_from: tuple[Admitted, Address] | None = None
 

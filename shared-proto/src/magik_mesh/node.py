@@ -32,7 +32,7 @@ from magik_mesh.relaying import Relaying
 from magik_mesh.revoking import Revoking
 from magik_mesh.roster import PeerEvent, PeerInfo, Roster
 from magik_mesh.rpc_client import ReplyStream, ask, ask_by, calling, milliseconds_until
-from magik_mesh.rpc_server import Call, Handler, RpcServer
+from magik_mesh.rpc_server import Answerer, Call, Handler, RpcServer
 from magik_mesh.stats import Stats
 from magik_mesh.streams import STREAM_ERRORS
 from magik_mesh.survey import SideSocket
@@ -77,6 +77,7 @@ class Node:
         self._log = log
         self._handlers: dict[str, Handler] = {}
         self._brief_handlers: dict[str, Handler] = {}
+        self._plain: dict[str, Answerer] = {}
         self._asks = trio.CapacityLimiter(max(1, config.limits.briefs // 2))
         self._alarm = Alarm()
         self._links = LinkTable(config.max_connections)
@@ -117,6 +118,17 @@ class Node:
         self._handlers[method] = handler
         if brief:
             self._brief_handlers[method] = handler
+
+    def answer(self, method: str, function: Answerer, *, brief: bool = False) -> None:
+        """As `handle`, for a method that waits for nothing: `function` is plain, and is called without a task in the very
+        pass that has brought the request, while all other connections wait. So it must be quick.
+        """
+
+        async def handler(call: Call) -> Any:
+            return function(call)
+
+        self.handle(method, handler, brief=brief)
+        self._plain[method] = function
 
     async def call(self, peer: PeerId, method: str, body: Any = None, *, timeout: float = 30.0) -> Any:
         """Ask `peer`, connecting first if need be; the answer's body.
@@ -406,6 +418,10 @@ class Node:
         self._handlers.update(self._relaying.handlers)
         self._handlers.update(self._table_handlers())
         self._brief_handlers.update(self._table_handlers())
+        # As in `_table_handlers`, looked up when they are called.
+        self._plain[FIND] = lambda call: self._table.find_at_once(call)
+        self._plain[STORE] = lambda call: self._table.store_at_once(call)
+        self._plain[codes.PEERS] = self._exchange_at_once
         self._pubsub.subscribe(codes.PRESENCE_TOPIC, self._presence.judge)
         if not self._config.policy.open:
             self._pubsub.subscribe(codes.REVOCATIONS_TOPIC, self._revoking.judge)
@@ -457,6 +473,9 @@ class Node:
             self._dialer.wake()
 
     async def _on_exchange(self, call: Call) -> Any:
+        return self._exchange_at_once(call)
+
+    def _exchange_at_once(self, call: Call) -> Any:
         self._presence.hear_records(call.peer, parse_records(call.body))
         return self._records()
 
@@ -518,6 +537,7 @@ class Node:
         config = self._config
         return RpcServer(
             handlers=handlers,
+            plain=self._plain,
             alarm=self._alarm,
             stats=self.stats,
             log=self._log,

@@ -21,7 +21,7 @@ from magik_mesh import codes
 from magik_mesh.alarm import Alarm, Deadline
 from magik_mesh.errors import CallRefused
 from magik_mesh.stats import Stats
-from magik_mesh.streams import STREAM_ERRORS, FramedStream, RawStream
+from magik_mesh.streams import STREAM_ERRORS, FramedStream, RawStream, WholeStream
 from magik_proto import codec
 from magik_proto.errors import LocalProtocolError, RemoteProtocolError
 from magik_proto.identity import PeerId
@@ -146,6 +146,20 @@ class Call:
 
 
 Handler = Callable[[Call], Awaitable[Any]]
+Answerer = Callable[[Call], Any]
+"""A plain function that returns the answer's body or raises, as a handler does, and waits for nothing."""
+
+# Bytes of a request that is answered, or read, in the endpoint's own pass: what decoding takes there keeps others waiting.
+MAX_AT_ONCE = 16 << 10
+
+
+@define(eq=False)
+class Read:
+    """What was done of a call when its stream came: the request, and perhaps an answer that found no room."""
+
+    framed: FramedStream
+    request: Request | None = None
+    answer: bytes | None = None
 
 
 @define
@@ -160,6 +174,54 @@ class RpcServer:
     longest_deadline: float
     max_request: int = MAX_FRAME  # bytes of a request: a longer one is malformed
     unlimited: frozenset[str] = field(default=frozenset((codes.GOSSIP,)))
+    plain: Mapping[str, Answerer] = field(factory=dict)  # of those in `handlers`, what waits for nothing
+
+    def answer_at_once(self, raw: WholeStream, caller: Caller) -> Read | None:
+        """Serve a call of a plain method whose request is there as a whole; None when the stream is done with.
+
+        Else what was read of it, which `serve` goes on with. Waits for nothing and never raises.
+        """
+        data = raw.receive_whole_nowait(MAX_AT_ONCE)
+        framed = FramedStream(raw, data or b"")
+        if data is None:
+            return Read(framed)
+        try:
+            payload = framed.read_frame_nowait(self.max_request)
+            request = None if payload is None else _request_in(payload)
+            if request is None:
+                raw.close_now()
+                return None
+            function = self.plain.get(request.method)
+            if function is None:
+                return Read(framed, request)
+            answer = self._answer_of(function, request, framed, caller)
+            try:
+                raw.send_last_nowait(answer)
+            except trio.WouldBlock:
+                return Read(framed, request, answer)
+            raw.close_now()
+        except RemoteProtocolError as error:
+            self._malformed(raw, caller, error)
+        except STREAM_ERRORS as error:
+            self.log.debug("call broken off", peer=str(caller.peer), error=str(error))
+            raw.reset(codes.RESET_CANCELLED)
+        return None
+
+    def _answer_of(self, function: Answerer, request: Request, framed: FramedStream, caller: Caller) -> bytes:
+        """The answer as a frame, whether the function has one or fails."""
+        self.stats.calls_served += 1
+        call = Call(
+            caller, request, framed, self.alarm, Deadline(trio.current_time() + self._seconds(request), None)
+        )
+        try:
+            return encode_frame(Response.success(function(call)))
+        except Exception as error:  # noqa: BLE001 - what a function raises ends its call, never the node
+            return self._failed(call, ExceptionGroup("", [error])) or b""
+
+    def _malformed(self, raw: RawStream, caller: Caller, error: RemoteProtocolError) -> None:
+        self.stats.frames_malformed += 1
+        self.log.warning("malformed call", peer=str(caller.peer), error=str(error))
+        raw.reset(codes.RESET_MALFORMED)
 
     async def serve(
         self,
@@ -168,24 +230,29 @@ class RpcServer:
         slots: Slots,
         scope: trio.CancelScope,
         payload: bytes | None = None,
+        read: Read | None = None,
     ) -> None:
-        """Serve one stream from its first byte, or from after a request read as `payload`, to its end.
+        """Serve one stream from its first byte, or from after a request read as `payload`, or as it was `read`, to its end.
 
         Never raises but for cancellation. Has to run in `scope`, which it cancels when the caller has gone or the deadline
         passed; what was to be said is said when the cancellation comes out of here.
         """
-        framed = FramedStream(raw)
+        framed = FramedStream(raw) if read is None else read.framed
         ending: int | None = codes.RESET_CANCELLED
         try:
-            request = await self._read_request(framed) if payload is None else _request_in(payload)
-            if request is not None:
+            if read is not None and read.request is not None:
+                request: Request | None = read.request
+            else:
+                request = await self._read_request(framed) if payload is None else _request_in(payload)
+            if read is not None and read.answer is not None and request is not None:
+                await self._deliver_by(self._seconds(request), raw, read.answer, slots, scope)
+            elif request is not None:
                 await self._answer(request, framed, caller, slots, scope)
             ending = None
             raw.close_now()
         except RemoteProtocolError as error:
-            self.stats.frames_malformed += 1
-            self.log.warning("malformed call", peer=str(caller.peer), error=str(error))
-            ending = codes.RESET_MALFORMED
+            ending = None
+            self._malformed(raw, caller, error)
         except STREAM_ERRORS as error:
             self.log.debug("call broken off", peer=str(caller.peer), error=str(error))
         finally:
@@ -243,6 +310,15 @@ class RpcServer:
                 await self._deliver(framed.raw, answer, slots)
         finally:
             # Not before the answer is out: a caller that does not read it has its call end all the same.
+            self.alarm.cancel(deadline)
+
+    async def _deliver_by(
+        self, seconds: float, raw: RawStream, answer: bytes, slots: Slots, scope: trio.CancelScope
+    ) -> None:
+        deadline = self.alarm.set(trio.current_time() + seconds, scope.cancel)
+        try:
+            await self._deliver(raw, answer, slots)
+        finally:
             self.alarm.cancel(deadline)
 
     async def _deliver(self, raw: RawStream, answer: bytes, slots: Slots) -> None:

@@ -55,6 +55,13 @@ class RawStream(Protocol):
         """The same without a checkpoint."""
 
 
+class WholeStream(RawStream, Protocol):
+    """One that can tell whether all that will come is there."""
+
+    def receive_whole_nowait(self, max_bytes: int) -> bytes | None:
+        """All of it, if it has come with its end and is no more than that; else None, and nothing is taken."""
+
+
 @define
 class FramedStream:
     """A raw stream whose first frames are read by length;

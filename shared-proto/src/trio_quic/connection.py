@@ -6,6 +6,7 @@ The endpoint calls ``feed`` and ``digest`` when datagrams have come, ``flush`` w
 
 import logging
 from collections import deque
+from collections.abc import Callable
 from typing import Generic, Protocol, TypeVar, cast
 
 import trio
@@ -84,6 +85,8 @@ class Connection(Generic[T]):
         self._streams: dict[int, Stream] = {}
         self._stalled: dict[Stream, None] = {}
         self._incoming: deque[Stream] = deque()
+        self._fresh: list[Stream] = []
+        self._taker: Callable[[Stream], bool] | None = None
         self._acceptors = trio.lowlevel.ParkingLot()
         self._lone = False
         self._called = False
@@ -168,6 +171,20 @@ class Connection(Generic[T]):
         stream = self._incoming.popleft()
         self._call_acceptor()
         return stream
+
+    def take_streams(self, taker: Callable[[Stream], bool]) -> None:
+        """Offer each stream that the peer opens to ``taker`` first, in the very pass of the endpoint's task that has brought
+        its first bytes: for what is answered without waiting. It returns whether it has taken the stream; what it leaves
+        goes to ``accept_stream()``. It must be quick, cannot wait, and must not raise.
+        """
+        self._taker = taker
+
+    def _offer(self) -> None:
+        fresh, self._fresh = self._fresh, []
+        for stream in fresh:
+            if self._taker is None or not self._taker(stream):
+                self._incoming.append(stream)
+        self._call_acceptor()
 
     def _call_acceptor(self) -> None:
         """Wake one waiting ``accept_stream()`` if there is something to accept and none is on its way. Who takes a stream
@@ -394,6 +411,8 @@ class Connection(Generic[T]):
             self.reset_token = token
         if self._stalled:
             self._stalled = {stream: None for stream in self._stalled if not stream.on_progress()}
+        if self._fresh:
+            self._offer()
 
     def _add_stream(self, stream_id: int) -> Stream:
         stream = self._streams[stream_id] = Stream(self, self._core, stream_id, self._limits.send_buffer)
@@ -406,8 +425,7 @@ class Connection(Generic[T]):
         stream = self._streams.get(stream_id)
         if stream is None:
             stream = self._add_stream(stream_id)
-            self._incoming.append(stream)
-            self._call_acceptor()
+            self._fresh.append(stream)
         return stream
 
     def _on_stopped(self, stream_id: int, code: int) -> None:

@@ -106,6 +106,14 @@ class Stream(trio.abc.HalfCloseableStream):
             raise trio.WouldBlock
         return self._take(max_bytes)
 
+    def receive_whole_nowait(self, max_bytes: int) -> bytes | None:
+        """All that the peer has sent, if its end of stream is here too and it is no more than ``max_bytes``; else None,
+        and nothing is taken.
+        """
+        if self._reading or not self._eof or not 0 < len(self._received) <= max_bytes:
+            return None
+        return self._take(max_bytes)
+
     async def receive_all(self, max_bytes: int) -> bytes:
         """Everything up to the peer's end of stream, in one piece. Raises ValueError as soon as it is more than
         ``max_bytes``.

@@ -198,3 +198,28 @@ async def test_migration_of_the_clients_address(autojump_clock):
         theirs = next(iter(bob._cids))
         assert theirs.remote_address == moved
         nursery.cancel_scope.cancel()
+
+
+async def test_streams_are_offered_in_the_pass_that_brings_them_and_the_rest_is_accepted(autojump_clock):
+    async with connected(network()) as (ours, theirs):
+        got = []
+
+        def take(stream):
+            data = stream.receive_whole_nowait(100)
+            if data is None:
+                return False
+            got.append((data, trio.lowlevel.current_task().name))
+            stream.send_last_nowait(data)
+            stream.close_now()
+            return True
+
+        theirs.take_streams(take)
+        whole, long, part = [await ours.open_stream() for _ in range(3)]
+        await whole.send_last(b"whole")
+        await long.send_last(b"x" * 101)
+        await part.send_all(b"part")
+        assert await whole.receive_all(100) == b"whole"
+        accepted = [await theirs.accept_stream() for _ in range(2)]
+        assert [await stream.receive_some() for stream in accepted] == [b"x" * 101, b"part"]
+        assert [data for data, _ in got] == [b"whole"]
+        assert "Endpoint.receive" in got[0][1]

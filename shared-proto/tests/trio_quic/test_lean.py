@@ -258,21 +258,19 @@ async def test_the_clock_of_a_busy_connection_is_seldom_set_and_yet_in_time(auto
         return due(self)
 
     monkeypatch.setattr(Connection, "due", counting)
-    net = network()
-    async with endpoint_on(net, ALICE) as alice, endpoint_on(net, BOB) as bob, trio.open_nursery() as nursery:
-        nursery.start_soon(serve_echo, bob)
-        ours = await alice.connect(BOB)
+    async with connected(network()) as (ours, theirs):
+        mine, other = await stream_pair(ours, theirs)
         await trio.sleep(1)
-        for pause in range(0, 30, 3):
+        for pause in (0, 5, 15, 25, 40, 60, 90, 150, 300, 900):
             for _ in range(20):
-                await ask(ours, b"x" * 200)
+                await mine.send_all(b"x")
+                await other.send_all(await other.receive_some())
+                await mine.receive_some()
             await trio.sleep(pause / 1000)  # whatever the clock was set to in between
-            stream = await ours.open_stream()
-            await stream.send_all(b"x")
+            await mine.send_all(b"x")
             start = trio.current_time()
-            while ours._core.buffered(stream.id):  # noqa: ASYNC110 - nothing tells of an acknowledgement
+            while ours._core.buffered(mine.id):  # noqa: ASYNC110 - nothing tells of an acknowledgement
                 await trio.sleep(0.0005)
             assert trio.current_time() - start < ACK_DELAY + 0.005
-            await stream.aclose()
-        assert asked < 2 * 210, "twice as often on each side as there were calls before"
-        nursery.cancel_scope.cancel()
+            assert await other.receive_some() == b"x"
+    assert asked < 2 * 210, "it was twice on each side for a round trip before"
