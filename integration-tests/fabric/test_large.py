@@ -1,10 +1,11 @@
 """A fabric of more machines than one holds connections: any of them shows, reaches and changes everything all the same."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
-from lab_support import Lab, deployment, running_lab, wait_for
+from lab_support import BIN, Lab, deployment, own_image, run, running_lab, wait_for, with_image
 
 MACHINES = 7
 
@@ -34,6 +35,18 @@ def test_a_machine_lists_reads_scales_and_deletes_what_others_run(large: Lab) ->
     large.remove("m1", "web")
     missing = large.kubectl("m3", "get", "deployment", "web", check=False)
     assert "not found" in missing
+
+
+def test_an_image_is_found_where_there_is_no_connection(large: Lab, tmp_path: Path) -> None:
+    """On a machine of which whoever wants it need not know anything: the index says who has it."""
+    own_image(tmp_path / "far.tar", "localhost/far:1", "from far away")
+    state = Path("/var/lib/magik-lab/itestl")
+    words = ("import", str(tmp_path / "far.tar"), "--state-dir", state / "m0" / "state")
+    run(BIN / "machineplane", "image", *words)
+    large.apply("m6", with_image("far", "localhost/far:1", 7))
+    spread = large.wait_running("m6", "far", 7, 90)
+    assert set(spread.values()) == set(large.machines)
+    large.remove("m6", "far")
 
 
 def settings(word: str) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from attrs import evolve
 
 from machineplane.imagepeers import BLOB, FIND, HANDED_OUT_MAX, ImagePeers
 from machineplane.runtime.images import ImageNotFound, ImageStore
+from machineplane.runtime.images.documents import parse_manifest
 from machineplane.runtime.images.errors import DigestMismatch
 from machineplane.runtime.images.handout import Handout
 from machineplane.runtime.images.make import make_image
@@ -104,6 +105,47 @@ async def test_what_is_here_is_not_asked_for(tmp_path: Path) -> None:
         own = give(second.store, content=b"own", stored=1000)
         give(first.store, content=b"new", stored=2000)
         assert await second.pull(policy="Always") == own
+
+
+async def test_whom_the_index_names_is_asked_without_a_connection(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a large fabric most machines have no connection to one that has an image."""
+    async with machines(tmp_path, 3) as (first, second, third):
+        digest = give(first.store)
+        give(second.store, "localhost/other:1")
+        asked: list[str] = []
+
+        async def holders(ident: str) -> list[PeerId]:
+            asked.append(ident)
+            return [first.node.id] if ident in first.peers.told else []
+
+        monkeypatch.setattr(type(first.node), "large", True)
+        monkeypatch.setattr(third.node, "peers", list)
+        monkeypatch.setattr(third.peers, "_holders", holders)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(first.peers.run)
+            with trio.fail_after(30):
+                while not first.peers.told:  # noqa: ASYNC110 - there is no event for it
+                    await trio.sleep(0.01)
+            nursery.cancel_scope.cancel()
+        assert await third.pull() == digest
+        assert asked == [REF, digest]
+        with pytest.raises(ImageNotFound):
+            await third.pull("localhost/other:1")
+
+
+async def test_told_is_what_is_whole_public_and_not_everywhere(tmp_path: Path) -> None:
+    store = ImageStore(tmp_path / "store", mounted=frozenset)
+    digest = give(store)
+    give(store, "localhost/private:1", content=b"mine", private=True)
+    give(store, "localhost/every:1", content=b"each")
+    damaged = give(store, "localhost/damaged:1", content=b"lost")
+    handout = Handout(store, frozenset(("localhost/every:1",)))
+    assert damaged in handout.told()
+    (layer,) = parse_manifest(store.document(damaged) or b"", "test", layers=9).layers
+    store.blob_path(layer.digest).unlink()
+    assert set(handout.told()) == {REF, digest}
 
 
 async def test_private_images_stay(tmp_path: Path) -> None:

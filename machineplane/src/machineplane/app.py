@@ -32,6 +32,7 @@ from machineplane.fabric.follow import Follower
 from machineplane.fabric.founding import Foundings
 from machineplane.fabric.guardian import Guardian, Outcome
 from machineplane.fabric.holdings import Holdings, HoldingsFull
+from machineplane.fabric.index import IMAGE
 from machineplane.fabric.manifests import Manifest, Object
 from machineplane.fabric.nodes import Host, node_labels, node_object
 from machineplane.fabric.objects import render
@@ -161,7 +162,8 @@ class Machine:
         self.upkeep = Upkeep(
             self.wide.outlook, lambda: node.size_estimate() if node.large else 0, self._pods_want
         )
-        runtime.join_peers(ImagePeers(node, Handout(runtime.images), random.SystemRandom()))
+        self.image_peers = self._make_image_peers()
+        runtime.join_peers(self.image_peers)
         access = PodAccess(runtime)
         self.sessions = Sessions(node, {EXEC: access.execute, ATTACH: access.attach}, access.connect)
         self.backend = self._make_backend()
@@ -257,7 +259,20 @@ class Machine:
             follower=self.follower,
             guardian=self.guardian,
             remote=self.remote,
+            others=lambda: ((IMAGE, ident) for ident in self.image_peers.told),
         )
+
+    def _make_image_peers(self) -> ImagePeers:
+        return ImagePeers(
+            self.node,
+            Handout(self.runtime.images, self.runtime.own_images),
+            random.SystemRandom(),
+            self._image_holders,
+        )
+
+    async def _image_holders(self, ident: str) -> tuple[PeerId, ...]:
+        """Whom to ask for an image beside those with a connection: in a small fabric there are no others."""
+        return await self.wide.index.holders(IMAGE, ident) if self.node.large else ()
 
     def _make_backend(self) -> FabricBackend:
         return FabricBackend(
@@ -287,6 +302,7 @@ class Machine:
             start_soon(task)
         for task in (
             self.wide.run,
+            self.image_peers.run,
             self.upkeep.run,
             self._watch_runtime,
             self._watch_peers,

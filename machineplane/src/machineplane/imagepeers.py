@@ -1,11 +1,12 @@
 """Images from machine to machine: the mesh's calls, and what they mean to the store. Joins the two.
 
 Both sides are bounded, and neither believes the other: what is asked for is checked here, what is sent by who asked.
+In a fabric larger than a machine has connections, the index says whom else to ask, and is told what is here.
 """
 
 import os
 import random
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from typing import Any, BinaryIO
 
@@ -13,7 +14,7 @@ import structlog
 import trio
 from attrs import frozen
 
-from machineplane.runtime.images.errors import BadAnswer, MachineUnreachable, PullFailed
+from machineplane.runtime.images.errors import BadAnswer, ImageError, MachineUnreachable, PullFailed
 from machineplane.runtime.images.handout import Handout, Held
 from machineplane.runtime.images.names import is_digest
 from machineplane.runtime.images.peers import Offer
@@ -25,6 +26,9 @@ FIND = "/magik/image/find/1.0.0"
 BLOB = "/magik/image/blob/1.0.0"
 
 FIND_TIMEOUT_S = 2.0
+INDEX_S = 12.0  # for a lookup in the index (10 s at most) and for those whom it names; a guess
+REACH_TIMEOUT_S = 5.0  # an answer of a machine to which a connection has to be made first; a guess
+TOLD_READ_S = 5.0  # how often it is read what there is to tell; a guess
 ENOUGH_S = 0.2  # after the first that has it: time for a few more, so that not all take it from one
 OPEN_TIMEOUT_S = 15.0
 READ_TIMEOUT_S = 30.0
@@ -35,54 +39,91 @@ NAME_MAX = 512  # characters of a name; a reference has at most 255 before tag a
 _CHUNK = 256 * 1024
 _ROLE = "run"
 
+Holders = Callable[[str], Awaitable[Sequence[PeerId]]]
+"""Which machines tell that they have the image of a digest or a complete name; nobody where that is not known."""
+
+
+async def nobody(_: str) -> Sequence[PeerId]:
+    """The holders where there is no index."""
+    return ()
+
 
 class ImagePeers:
     """Serves this machine's images to others, and is the runtime's ``Peers``."""
 
     def __init__(
-        self, node: Node, handout: Handout, rng: random.Random, *, busy_wait_s: float = BUSY_WAIT_S
+        self,
+        node: Node,
+        handout: Handout,
+        rng: random.Random,
+        holders: Holders = nobody,
+        *,
+        busy_wait_s: float = BUSY_WAIT_S,
     ) -> None:
+        self.told: tuple[str, ...] = ()  # digests and names for the index, while the fabric is large
         self._node = node
         self._handout = handout
         self._rng = rng
+        self._holders = holders
         self._busy_wait_s = busy_wait_s
         self._reading = trio.CapacityLimiter(HANDED_OUT_MAX)
         self._log = structlog.get_logger(room="runtime")
         node.handle(FIND, self._on_find)
         node.handle(BLOB, self._on_blob)
 
+    async def run(self) -> None:
+        """Keep `told` true, until cancelled."""
+        while True:
+            if self._node.large:
+                try:
+                    self.told = await trio.to_thread.run_sync(self._handout.told)
+                except (ImageError, OSError) as error:
+                    self.told = ()
+                    self._log.warning("images-not-told", error=str(error))
+            await trio.sleep(TOLD_READ_S)
+
     # -- asking
 
     async def find_digest(self, digest: str) -> Sequence[Offer]:
         """See ``Peers``. In random order, so that many machines do not all take from the same one."""
-        offers = await self._ask({"digest": digest}, enough_s=ENOUGH_S)
+        offers = await self._ask({"digest": digest}, digest, enough_s=ENOUGH_S)
         fitting = [offer for offer in offers if offer.digest == digest]
         self._rng.shuffle(fitting)
         return fitting[:SOURCES_MAX]
 
     async def find_name(self, ref: str) -> Sequence[Offer]:
-        """See ``Peers``."""
-        return await self._ask({"name": ref}, enough_s=FIND_TIMEOUT_S)
+        """See ``Peers``. Everybody is waited for: the newest counts."""
+        return await self._ask({"name": ref}, ref, enough_s=INDEX_S)
 
-    async def _ask(self, body: Mapping[str, str], *, enough_s: float) -> list[Offer]:
+    async def _ask(self, body: Mapping[str, str], ident: str, *, enough_s: float) -> list[Offer]:
+        """Those with a connection, and at the same time whom the index names."""
         offers: list[Offer] = []
+        asked: set[PeerId] = set()
 
-        async def ask(peer: PeerId) -> None:
-            offer = await self._ask_one(peer, body)
+        async def ask(peer: PeerId, timeout_s: float) -> None:
+            offer = await self._ask_one(peer, body, timeout_s)
             if offer is not None:
                 offers.append(offer)
                 scope.deadline = min(scope.deadline, trio.current_time() + enough_s)
 
-        with trio.move_on_after(FIND_TIMEOUT_S) as scope:
+        async def ask_others() -> None:
+            others = [peer for peer in await self._holders(ident) if peer not in asked]
+            self._rng.shuffle(others)
+            for peer in others[:SOURCES_MAX]:
+                nursery.start_soon(ask, peer, REACH_TIMEOUT_S)
+
+        with trio.move_on_after(INDEX_S) as scope:
             async with trio.open_nursery() as nursery:
                 for info in self._node.peers():
                     if info.connected and _ROLE in info.roles:
-                        nursery.start_soon(ask, info.id)
+                        asked.add(info.id)
+                        nursery.start_soon(ask, info.id, FIND_TIMEOUT_S)
+                nursery.start_soon(ask_others)
         return offers
 
-    async def _ask_one(self, peer: PeerId, body: Mapping[str, str]) -> Offer | None:
+    async def _ask_one(self, peer: PeerId, body: Mapping[str, str], timeout_s: float) -> Offer | None:
         try:
-            answer = await self._node.call(peer, FIND, dict(body), timeout=FIND_TIMEOUT_S)
+            answer = await self._node.call(peer, FIND, dict(body), timeout=timeout_s)
         except MeshError as error:
             self._log.debug("image-not-asked", peer=str(peer), error=str(error))
             return None

@@ -246,3 +246,71 @@ async def test_no_body_is_an_internal_error(method, path, media, value):
     reply = await client(method, f"{DEPLOYMENTS}{path}?fieldManager=x&force=true", body, Content_Type=media)
     assert reply.status < 500, reply
     assert reply.body["kind"] in ("Status", "Deployment", "DeploymentList", "Scale")
+
+
+UNHEEDED = {
+    "affinity": {
+        "podAntiAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [{"topologyKey": "zone"}]},
+        "nodeAffinity": {
+            "preferredDuringSchedulingIgnoredDuringExecution": [{"weight": 1, "preference": {}}],
+            "requiredDuringSchedulingIgnoredDuringExecution": {
+                "nodeSelectorTerms": [
+                    {"matchFields": [{"key": "metadata.name", "operator": "In", "values": ["a"]}]}
+                ]
+            },
+        },
+    },
+    "topologySpreadConstraints": [
+        {"maxSkew": 1, "topologyKey": "zone", "whenUnsatisfiable": "DoNotSchedule"}
+    ],
+    "priorityClassName": "high",
+    "automountServiceAccountToken": True,
+}
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "APPLY"])
+async def test_what_is_not_obeyed_is_told(client, method):
+    wanted = deployment()
+    wanted["spec"]["template"]["spec"] |= UNHEEDED
+    at = f"{DEPLOYMENTS}/web"
+    if method == "POST":
+        reply = await client("POST", DEPLOYMENTS, wanted)
+    elif method == "APPLY":
+        reply = await client(
+            "PATCH", f"{at}?fieldManager=me", wanted, Content_Type="application/apply-patch+yaml"
+        )
+    else:
+        await client.created()
+        patch = {"spec": {"template": {"spec": UNHEEDED}}}
+        media = "application/json" if method == "PUT" else "application/merge-patch+json"
+        reply = await client(method, at, wanted if method == "PUT" else patch, Content_Type=media)
+    assert reply.status in (200, 201), reply
+    said = "\n".join(reply.headers.getlist("Warning"))
+    for field in (
+        "podAntiAffinity",
+        "preferred",
+        "matchFields",
+        "topologySpread",
+        "priorityClass",
+        "automount",
+    ):
+        assert field in said
+    assert said.count("spec.template.spec.") == 6
+
+
+async def test_what_is_obeyed_is_not_warned_of(client):
+    reply = await client("POST", DEPLOYMENTS, deployment())
+    assert reply.status == 201 and "Warning" not in reply.headers
+
+
+async def test_no_dns_server_is_refused_where_none_is_left(client):
+    wanted = deployment()
+    wanted["spec"]["template"]["spec"]["dnsPolicy"] = "None"
+    body = is_status(await client("POST", DEPLOYMENTS, wanted), 422, "Invalid")
+    assert "dnsConfig.nameservers" in body["message"]
+
+
+async def test_a_path_that_is_not_there_has_details_as_kubectl_debug_reads_them(client):
+    """Client programs follow this pointer without a look; without it kubectl debug ends in a panic."""
+    body = is_status(await client("PATCH", f"{DEPLOYMENTS}/web/nothing", {}), 404, "NotFound")
+    assert body["details"] == {}

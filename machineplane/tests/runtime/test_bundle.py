@@ -160,6 +160,23 @@ def test_capabilities_add_drop_and_no_devices_without_a_filter():
             "allow-sysctl",
         ),
         ({}, {"activeDeadlineSeconds": 0}, "activeDeadlineSeconds"),
+        ({}, {"readinessGates": [{"conditionType": "example.com/x"}]}, "spec.readinessGates"),
+        ({}, {"schedulingGates": [{"name": "example.com/x"}]}, "spec.schedulingGates"),
+        ({}, {"runtimeClassName": "gvisor"}, "spec.runtimeClassName"),
+        ({}, {"hostUsers": False}, "spec.hostUsers"),
+        ({}, {"resources": {"limits": {"memory": "1Gi"}}}, "spec.resources"),
+        ({}, {"schedulerName": "mine"}, "spec.schedulerName 'mine'"),
+        ({}, {"os": {"name": "windows"}}, "spec.os.name 'windows'"),
+        ({"ports": [{"containerPort": 80, "hostPort": 80}]}, {}, r"ports\[0\].hostPort"),
+        (
+            {"resources": {"limits": {"nvidia.com/gpu": "1"}}},
+            {},
+            "resources.limits: machines have no 'nvidia",
+        ),
+        ({"resources": {"requests": {"hugepages-2Mi": "4Mi"}}}, {}, "resources.requests: .* 'hugepages-2Mi'"),
+        ({"resources": {"claims": [{"name": "x"}]}}, {}, "resources.claims"),
+        ({"livenessProbe": {"exec": {"command": ["a"]}, "tcpSocket": {"port": 1}}}, {}, "exec, tcpSocket"),
+        ({"readinessProbe": {"periodSeconds": 1}}, {}, "readinessProbe says nothing"),
         ({}, {"volumes": [{"name": "v", "nfs": {"path": "/"}}]}, r"volumes\[0\].nfs"),
         (
             {},
@@ -171,6 +188,17 @@ def test_capabilities_add_drop_and_no_devices_without_a_filter():
 def test_what_is_not_done_is_refused_by_name(container, spec, name):
     with pytest.raises(PodSpecError, match=name):
         check_pod(make_pod(container, **spec), HostPolicy(privileged=False))
+
+
+def test_what_says_nothing_new_is_taken():
+    pod = make_pod(
+        {"ports": [{"containerPort": 80}], "resources": {"limits": {"nvidia.com/gpu": "0"}}},
+        hostUsers=True,
+        schedulerName="default-scheduler",
+        os={"name": "linux"},
+        readinessGates=[],
+    )
+    check_pod(pod, HostPolicy(privileged=False))
 
 
 def test_privileged_is_a_matter_of_configuration():

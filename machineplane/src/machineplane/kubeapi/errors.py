@@ -86,7 +86,7 @@ class ApiError(Exception):
             details["causes"] = [cause.json() for cause in self.causes]
         if self.retry_after is not None:
             details["retryAfterSeconds"] = self.retry_after
-        return {"details": details} if details else {}
+        return {"details": details}  # never absent: kubectl debug reads it without a look whether it is there
 
     @classmethod
     def not_found(cls, subject: Subject) -> Self:

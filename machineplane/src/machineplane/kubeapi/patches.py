@@ -18,7 +18,7 @@ from .incoming import Incoming, typed
 from .ownership import applied, conflicts_of
 from .strategic import merge, strategic_merge
 from .structure import MAX_DEPTH, too_deep
-from .writes import create, replace, replace_tracked
+from .writes import answered, create, replace, replace_tracked
 
 STRATEGIC: Final = "application/strategic-merge-patch+json"
 MERGE: Final = "application/merge-patch+json"
@@ -49,7 +49,7 @@ async def patch_object(api: Api, call: Call, target: Target) -> Answer:
             if not _may_retry(error, patch, attempt):
                 raise
             continue
-        return Answer(api.shower(call, target).one(obj), warnings=new.warnings)
+        return answered(api, call, target, obj, new.warnings)
     raise AssertionError("unreachable: the last attempt returns or raises")
 
 
@@ -151,7 +151,7 @@ async def _apply_once(api: Api, call: Call, target: Target, config: Incoming, ol
     kind, manager, now = target.kind, call.manager, api.now()
     if old is None:
         obj = await create(api, call, target, applied(None, deepcopy(config.object), kind, manager, now))
-        return Answer(api.shower(call, target).one(obj), status=201, warnings=config.warnings)
+        return answered(api, call, target, obj, config.warnings, status=201)
     version = config.object["metadata"].get("resourceVersion")
     if version not in (None, "", old["metadata"].get("resourceVersion")):
         raise ApiError.conflict(kind.subject(str(target.name)))
@@ -159,7 +159,7 @@ async def _apply_once(api: Api, call: Call, target: Target, config: Incoming, ol
         raise _conflict_error(len(found), found)
     new = applied(deepcopy(old), deepcopy(config.object), kind, manager, now)
     obj = await replace(api, call, target, new, old, old["metadata"].get("resourceVersion"))
-    return Answer(api.shower(call, target).one(obj), warnings=config.warnings)
+    return answered(api, call, target, obj, config.warnings)
 
 
 def _conflict_error(count: int, found: list[Any]) -> ApiError:

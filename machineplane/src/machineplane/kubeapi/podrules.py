@@ -32,11 +32,18 @@ def check_pod_spec(spec: Object, path: str, problems: Problems) -> None:
             _check_container(container, f"{path}.{where}[{index}]", names, volumes, problems)
     _choice(spec, "restartPolicy", RESTART_POLICIES, path, problems)
     _choice(spec, "dnsPolicy", DNS_POLICIES, path, problems)
+    _check_dns(spec, path, problems)
     _not_negative(spec, "terminationGracePeriodSeconds", path, problems)
     if (name := spec.get("nodeName")) and (problem := subdomain_problem(name)) is not None:
         problems.invalid(f"{path}.nodeName", name, problem)
     if (name := spec.get("hostname")) and (problem := label_problem(name)) is not None:
         problems.invalid(f"{path}.hostname", name, problem)
+
+
+def _check_dns(spec: Object, path: str, problems: Problems) -> None:
+    if spec.get("dnsPolicy") == "None" and not (spec.get("dnsConfig") or {}).get("nameservers"):
+        why = "must provide at least one DNS nameserver when `dnsPolicy` is None"
+        problems.required(f"{path}.dnsConfig.nameservers", why)
 
 
 def _check_volumes(volumes: Any, path: str, problems: Problems) -> set[str]:

@@ -10,8 +10,9 @@ from .calls import Answer, Call, Target
 from .context import Api, selection
 from .defaults import set_defaults
 from .errors import ApiError, Success
-from .incoming import incoming, keep_identity, prepare_new
+from .incoming import MAX_WARNINGS, incoming, keep_identity, prepare_new
 from .ownership import drop, track_update
+from .podwarnings import pod_warnings
 from .reads import sort_key
 from .structure import structure
 from .validation import validate_create, validate_update
@@ -19,12 +20,20 @@ from .validation import validate_create, validate_update
 _PROPAGATIONS: Final = ("Background", "Foreground", "Orphan")
 
 
+def answered(
+    api: Api, call: Call, target: Target, obj: Object, warnings: tuple[str, ...], *, status: int = 200
+) -> Answer:
+    """An object that was taken in, with what the client should know: of its request, and of what is not done here."""
+    said = (*warnings, *pod_warnings(target.kind.kind, obj))[:MAX_WARNINGS]
+    return Answer(api.shower(call, target).one(obj), status=status, warnings=said)
+
+
 async def create_object(api: Api, call: Call, target: Target) -> Answer:
     """POST to a collection: 201 and the object as it is kept."""
     new = incoming(call, target)
     drop(new.object)
     obj = await create(api, call, target, new.object)
-    return Answer(api.shower(call, target).one(obj), status=201, warnings=new.warnings)
+    return answered(api, call, target, obj, new.warnings, status=201)
 
 
 async def create(api: Api, call: Call, target: Target, obj: Object) -> Object:
@@ -43,7 +52,7 @@ async def replace_object(api: Api, call: Call, target: Target) -> Answer:
     version = new.object["metadata"].get("resourceVersion") or None
     drop(new.object)
     obj = await replace_tracked(api, call, target, new.object, old, version)
-    return Answer(api.shower(call, target).one(obj), warnings=new.warnings)
+    return answered(api, call, target, obj, new.warnings)
 
 
 async def replace_tracked(

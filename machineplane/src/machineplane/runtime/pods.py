@@ -32,6 +32,7 @@ from machineplane.runtime.image_gc import collect_images
 from machineplane.runtime.images import ImageError, ImageStore
 from machineplane.runtime.images.agent import agent_root
 from machineplane.runtime.images.collector import Collector
+from machineplane.runtime.images.desk import SOCKET, serve_pulls
 from machineplane.runtime.images.make import ensure_pause
 from machineplane.runtime.images.peers import Peers
 from machineplane.runtime.images.registry.settings import RegistrySettings, load_settings
@@ -59,6 +60,11 @@ class Runtime:
     def images(self) -> ImageStore:
         """The machine's images. Synchronous: call it in a thread."""
         return self._services.images
+
+    @property
+    def own_images(self) -> frozenset[str]:
+        """Names of the images that every machine brings along."""
+        return frozenset((self._services.config.pause_image, self._services.config.agent_image))
 
     def images_in_use(self) -> frozenset[str]:
         """Digests of the manifests that containers of the pods here were made of."""
@@ -388,8 +394,9 @@ async def open_runtime(
         collector = Collector(
             store=images,
             settings=settings.garbage,
-            pinned=frozenset((config.pause_image, config.agent_image)),
+            pinned=runtime.own_images,
         )
         nursery.start_soon(collect_images, collector, runtime.images_in_use)
+        nursery.start_soon(serve_pulls, config.run_dir / SOCKET, pulls)
         yield runtime
         nursery.cancel_scope.cancel()

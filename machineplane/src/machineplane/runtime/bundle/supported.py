@@ -1,13 +1,14 @@
 """Which pods this version can run. What it cannot do is refused by name, never quietly left out."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from machineplane.runtime.bundle.env import check_env
 from machineplane.runtime.bundle.hostpolicy import HostPolicy
 from machineplane.runtime.bundle.seccomp import check_seccomp
 from machineplane.runtime.bundle.sysctls import check_sysctls
+from machineplane.runtime.bundle.unsupported import refuse, refuse_of_container, refuse_of_pod
 from machineplane.runtime.bundle.volumes import check_volumes
 from machineplane.runtime.errors import PodSpecError
 
@@ -18,15 +19,6 @@ MAX_CONTAINERS = 24
 
 _LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 _UID = re.compile(r"[A-Za-z0-9][-A-Za-z0-9_.]{0,63}")
-_POD_REFUSED = (
-    "hostNetwork",
-    "hostPID",
-    "hostIPC",
-    "shareProcessNamespace",
-    "ephemeralContainers",
-    "resourceClaims",
-)
-_CONTAINER_REFUSED = ("volumeDevices", "resizePolicy")
 _SECURITY_REFUSED = ("seLinuxOptions", "windowsOptions")
 _RESTART_POLICIES = ("Always", "OnFailure", "Never")
 _HOOKS = ("postStart", "preStop")
@@ -37,12 +29,6 @@ def _mapping(value: object, where: str) -> Json:
     if not isinstance(value, Mapping):
         raise PodSpecError(f"{where} is missing or not an object")
     return value
-
-
-def _refuse(fields: Json, names: Iterable[str], where: str) -> None:
-    for name in names:
-        if fields.get(name):
-            raise PodSpecError(f"{where}.{name} is not supported by this version")
 
 
 def _check_hooks(lifecycle: Json, where: str) -> None:
@@ -58,7 +44,7 @@ def _check_hooks(lifecycle: Json, where: str) -> None:
 
 
 def _check_security(context: Json, where: str, policy: HostPolicy) -> None:
-    _refuse(context, _SECURITY_REFUSED, where)
+    refuse(context, _SECURITY_REFUSED, where)
     if context.get("privileged") and not policy.privileged:
         raise PodSpecError(f"{where}.privileged is not allowed on this machine: see --allow-privileged")
     if context.get("procMount") not in {None, "", "Default"} and not policy.privileged:
@@ -76,13 +62,13 @@ def check_container(container: object, where: str, policy: HostPolicy, *, init: 
         raise PodSpecError(f"{where}.name {name!r} is not a DNS label")
     if not isinstance(fields.get("image"), str) or not fields["image"]:
         raise PodSpecError(f"{where}.image is missing")
-    _refuse(fields, _CONTAINER_REFUSED, where)
     if fields.get("restartPolicy") and not (init and fields["restartPolicy"] == "Always"):
         raise PodSpecError(f"{where}.restartPolicy: only an init container's `Always` is supported")
     if fields.get("terminationMessagePolicy") not in {None, "", "File", "FallbackToLogsOnError"}:
         raise PodSpecError(
             f"{where}.terminationMessagePolicy {fields['terminationMessagePolicy']!r} is unknown"
         )
+    refuse_of_container(fields, where)
     _check_hooks(_mapping(fields.get("lifecycle") or {}, f"{where}.lifecycle"), f"{where}.lifecycle")
     check_env(fields, where)
     context = _mapping(fields.get("securityContext") or {}, f"{where}.securityContext")
@@ -123,7 +109,7 @@ def check_spec(spec: Json, policy: HostPolicy) -> None:
         raise PodSpecError(
             f"spec.restartPolicy {spec['restartPolicy']!r} is none of {', '.join(_RESTART_POLICIES)}"
         )
-    _refuse(spec, _POD_REFUSED, "spec")
+    refuse_of_pod(spec)
     security = _mapping(spec.get("securityContext") or {}, "spec.securityContext")
     _check_security(security, "spec.securityContext", policy)
     check_sysctls(security, "spec.securityContext", policy)

@@ -13,6 +13,7 @@ import click
 import trio
 
 from machineplane.linux.files import replacing
+from machineplane.runtime.images.desk import SOCKET, NoDaemon, pull_by_daemon
 from machineplane.runtime.images.download import Downloader, Watch
 from machineplane.runtime.images.errors import ImageError
 from machineplane.runtime.images.export import FORMS, OCI_ARCHIVE, OCI_LAYOUT, export_archive, export_layout
@@ -71,20 +72,52 @@ def import_(file: str, ref: str | None, state_dir: Path) -> None:
     type=click.Path(path_type=Path, dir_okay=False),
     help="Mirrors, authorities and credentials of registries, as the daemon takes it.",
 )
+@click.option(
+    "--run-dir",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("/run/magik"),
+    show_default=True,
+    help="The daemon's run directory, where it is asked.",
+)
 @_state_dir
-def pull(refs: tuple[str, ...], registry_config: Path | None, state_dir: Path) -> None:
-    """Pull images from their registries, by tag or by digest; what is here already is not fetched again."""
+def pull(refs: tuple[str, ...], registry_config: Path | None, run_dir: Path, state_dir: Path) -> None:
+    """Pull images by tag or by digest; what is here already is not fetched again.
+
+    Where the machine's daemon runs, it pulls, from other machines first; else, or with --registry-config, the registries
+    are asked from here.
+    """
     with _told():
         wanted = [parse_reference(ref) for ref in refs]
-        settings = load_settings(registry_config) if registry_config else RegistrySettings()
+        settings = load_settings(registry_config) if registry_config else None
         store = _store(state_dir)
         for reference in wanted:
             with Display(sys.stderr, str(reference)) as display:
-                info = trio.run(_pull, store, settings, reference, display.watch)
-            click.echo(f"{info.ref} {info.digest}")
+                ref, digest = trio.run(_pull, store, settings, reference, run_dir / SOCKET, display)
+            click.echo(f"{ref} {digest}")
 
 
 async def _pull(
+    store: ImageStore,
+    settings: RegistrySettings | None,
+    reference: Reference,
+    daemon: Path,
+    display: Display,
+) -> tuple[str, str]:
+    """Name and digest; who pulls is said first."""
+    if settings is None:
+        try:
+            return await pull_by_daemon(
+                daemon, store.path, str(reference), display.watch, lambda: display.say("the daemon pulls")
+            )
+        except NoDaemon as error:
+            display.say(f"no daemon is asked ({error}): from the registry")
+    else:
+        display.say("from the registry, as --registry-config says; other machines are not asked")
+    info = await _pull_here(store, settings or RegistrySettings(), reference, display.watch)
+    return info.ref, info.digest
+
+
+async def _pull_here(
     store: ImageStore, settings: RegistrySettings, reference: Reference, watch: Watch
 ) -> ImageInfo:
     waits = Waits(random.SystemRandom())

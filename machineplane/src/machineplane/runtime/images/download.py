@@ -56,8 +56,8 @@ class Downloader:
             part = await trio.to_thread.run_sync(PartialBlob, self._folder, wanted.digest, wanted.size)
             try:
                 await self._fill(part, sources, watch)
-            except BaseException:
-                part.close(keep=True)
+            except BaseException as error:
+                part.close(keep=not isinstance(error, OSError))  # what fills the disk does not stay on it
                 raise
             return part
 

@@ -23,6 +23,7 @@ class Handout:
     """Of one store. Keeps in memory which blobs belong to which manifest; manifests never change."""
 
     store: ImageStore
+    everywhere: frozenset[str] = frozenset()  # names of what every machine has, which nobody has to be told
     _blobs: dict[str, frozenset[str]] = field(factory=dict)
 
     def by_digest(self, digest: str) -> Held | None:
@@ -43,6 +44,24 @@ class Handout:
         if any(digest in entry.indexes or digest in self._blobs_of(entry) for entry in entries.values()):
             return self.store.blob_path(digest)
         return None
+
+    def told(self) -> tuple[str, ...]:
+        """The digests and names under which others may ask here: of images of which every blob is in its place.
+
+        The oldest come first, so that what is told stays so where there is more than can be.
+        """
+        public = sorted(self._public().items(), key=lambda item: (item[1].stored, item[0]))
+        found: dict[str, None] = {}
+        for ref, entry in public:
+            if ref not in self.everywhere and self._is_whole(entry):
+                found |= dict.fromkeys((ref, entry.digest, *entry.indexes))
+        return tuple(found)
+
+    def _is_whole(self, entry: Entry) -> bool:
+        blobs = self._blobs_of(entry)
+        return bool(blobs) and all(
+            self.store.blob_path(digest).exists() for digest in (*blobs, *entry.indexes)
+        )
 
     def _public(self) -> dict[str, Entry]:
         return {ref: entry for ref, entry in self.store.entries().items() if not entry.private}

@@ -28,6 +28,10 @@ class Display:
         if self._bar is not None:
             self._bar.render_finish()
 
+    def say(self, text: str) -> None:
+        """One line about the whole."""
+        click.echo(f"{self._label}: {text}", file=self._out)
+
     def watch(self, progress: Progress) -> None:
         """Called for every piece of every blob; the whole grows as blobs come up."""
         before = self._seen.get(progress.digest)

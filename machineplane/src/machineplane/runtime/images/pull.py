@@ -4,8 +4,9 @@ A digest is proof, so content by digest is taken from whoever has it. A tag is s
 the registry cannot be asked, the newest that a member of the fabric has under that very name.
 """
 
+import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import structlog
 import trio
@@ -35,13 +36,13 @@ from machineplane.runtime.images.formats import INDEX_DEPTH, FoundImage, choose_
 from machineplane.runtime.images.intake import Downloaded, Origin
 from machineplane.runtime.images.model import ImageInfo
 from machineplane.runtime.images.names import Reference
-from machineplane.runtime.images.partial import PartialBlob
+from machineplane.runtime.images.partial import PartialBlob, remove_partials
 from machineplane.runtime.images.peers import Peers
 from machineplane.runtime.images.registry.client import Registries
 from machineplane.runtime.images.registry.credentials import Keyring
 from machineplane.runtime.images.registry.source import EndpointSource
 from machineplane.runtime.images.sources import Source
-from machineplane.runtime.images.store import ImageStore, wall_ms, writing
+from machineplane.runtime.images.store import FULL, ImageStore, wall_ms, writing
 
 
 @frozen
@@ -218,17 +219,25 @@ class Puller:
                 failures.append(error)
                 nursery.cancel_scope.cancel()
 
+        whole = False
         try:
             async with trio.open_nursery() as nursery:
                 for descriptor in wanted.values():
                     nursery.start_soon(fetch, descriptor)
-            if failures:
-                with writing(self.store.path):
-                    raise failures[0]
-        except BaseException:
-            _give_up(blobs.values(), keep=True)
-            raise
+            whole = not failures
+        finally:
+            if not whole:
+                _give_up(blobs.values(), keep=True)
+        if failures:
+            await self._fail(failures[0])
         return blobs
+
+    async def _fail(self, failure: Exception) -> NoReturn:
+        """Raises it. Where the disk takes nothing more, what broken downloads have left makes room first."""
+        with writing(self.store.path):
+            if isinstance(failure, OSError) and failure.errno in FULL:
+                await trio.to_thread.run_sync(remove_partials, self.store.partials, math.inf)
+            raise failure
 
     async def _blob(
         self, wanted: Descriptor, sources: Sequence[Source], watch: Watch

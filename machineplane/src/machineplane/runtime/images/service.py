@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 import structlog
 import trio
 
-from machineplane.runtime.images.download import Downloader
+from machineplane.runtime.images.download import Downloader, Watch
 from machineplane.runtime.images.errors import (
     ImageNotFound,
     NeverPull,
@@ -19,7 +19,7 @@ from machineplane.runtime.images.errors import (
     RegistryUnreachable,
     StoreDamaged,
 )
-from machineplane.runtime.images.model import Image
+from machineplane.runtime.images.model import Image, ImageInfo
 from machineplane.runtime.images.names import Reference, parse_reference
 from machineplane.runtime.images.peers import NoPeers, Peers
 from machineplane.runtime.images.progress import Account
@@ -67,6 +67,12 @@ class ImageService:
         await trio.to_thread.run_sync(self.store.use, image)
         return image
 
+    async def pull(self, text: str, watch: Watch) -> ImageInfo:
+        """Pull by hand, with the credentials of this machine alone. Raises ``ImageError``."""
+        reference = parse_reference(text)
+        async with self._turn(str(reference)):
+            return await self._puller().pull(reference, Keyring(), watch)
+
     async def _by_policy(
         self, reference: Reference, text: str, policy: str, keyring: Keyring, report: Report
     ) -> Image:
@@ -100,11 +106,8 @@ class ImageService:
     async def _pull(self, reference: Reference, text: str, keyring: Keyring, report: Report) -> Image:
         report("Pulling", f'Pulling image "{text}"')
         began = trio.current_time()
-        puller = Puller(
-            store=self.store, registries=self._registries, peers=self.peers, downloader=self._downloader
-        )
         said = Account(str(reference), self._log, trio.current_time)
-        info = await puller.pull(reference, keyring, said.watch)
+        info = await self._puller().pull(reference, keyring, said.watch)
         took = trio.current_time() - began
         self._log.info(
             "image-pulled",
@@ -115,6 +118,11 @@ class ImageService:
         )
         report("Pulled", f'Successfully pulled image "{text}" in {took:.3g}s. Image size: {info.size} bytes.')
         return await trio.to_thread.run_sync(self.store.resolve, info.ref)
+
+    def _puller(self) -> Puller:
+        return Puller(
+            store=self.store, registries=self._registries, peers=self.peers, downloader=self._downloader
+        )
 
     # -- private images
 

@@ -52,6 +52,9 @@ from machineplane.runtime.images.refs import Entry, RefIndex
 # what uname says → what OCI calls it (Go's GOARCH)
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm", "i686": "386"}
 
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""What the operating system says of a disk without room."""
+
 
 def machine_architecture() -> str:
     """This machine's architecture as OCI names it."""
@@ -311,7 +314,7 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        full = error.errno in FULL
         remedy = (
             "free some space (`machineplane image prune`)" if full else "run as root on a local file system"
         )
