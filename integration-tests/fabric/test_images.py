@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from lab_support import Lab, own_image, wait_for, with_image
+from lab_support import BIN, Lab, own_image, run, wait_for, with_image
 
 
 def test_an_image_that_one_machine_has_runs_on_all(lab: Lab, tmp_path: Path) -> None:
@@ -27,16 +27,13 @@ def test_an_image_that_one_machine_has_runs_on_all(lab: Lab, tmp_path: Path) -> 
 
 def test_a_pull_by_hand_asks_the_daemon_and_so_the_other_machines(lab: Lab, tmp_path: Path) -> None:
     own_image(tmp_path / "hand.tar", "localhost/hand:1", "hand")
-    digest = image_of("m0", "import", str(tmp_path / "hand.tar")).split()[-1]
-    run_dir = Path("/var/lib/magik-lab/itest/m1/run")
-    said = image_of("m1", "pull", "localhost/hand:1", "--run-dir", str(run_dir))
+    digest = lab.image("m0", "import", tmp_path / "hand.tar").split()[-1]
+    run_dir = Path("/var/lib/magik-lab", lab.name, "m1/run")
+    said = lab.image("m1", "pull", "localhost/hand:1", "--run-dir", run_dir)
     assert "the daemon pulls" in said and "from machine " in said
     assert said.splitlines()[-1] == f"localhost/hand:1 {digest}"
-    other = run(
-        *(BIN / "machineplane", "image", "pull", "localhost/hand:1"),
-        *("--run-dir", str(run_dir), "--state-dir", tmp_path / "state"),
-        check=False,
-    )
+    words = ("pull", "localhost/hand:1", "--run-dir", run_dir, "--state-dir", tmp_path / "state")
+    other = run(BIN / "machineplane", "image", *words, check=False)
     assert "the daemon here keeps its images in" in other and "is not on this machine" in other
 
 

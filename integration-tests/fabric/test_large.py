@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from lab_support import BIN, Lab, deployment, own_image, run, running_lab, wait_for, with_image
+from lab_support import Lab, deployment, own_image, running_lab, wait_for, with_image
 
 MACHINES = 7
 
@@ -40,9 +40,7 @@ def test_a_machine_lists_reads_scales_and_deletes_what_others_run(large: Lab) ->
 def test_an_image_is_found_where_there_is_no_connection(large: Lab, tmp_path: Path) -> None:
     """On a machine of which whoever wants it need not know anything: the index says who has it."""
     own_image(tmp_path / "far.tar", "localhost/far:1", "from far away")
-    state = Path("/var/lib/magik-lab/itestl")
-    words = ("import", str(tmp_path / "far.tar"), "--state-dir", state / "m0" / "state")
-    run(BIN / "machineplane", "image", *words)
+    large.image("m0", "import", tmp_path / "far.tar")
     large.apply("m6", with_image("far", "localhost/far:1", 7))
     spread = large.wait_running("m6", "far", 7, 90)
     assert set(spread.values()) == set(large.machines)

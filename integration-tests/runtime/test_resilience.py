@@ -14,7 +14,18 @@ from pathlib import Path
 import pytest
 import trio
 
-from machineplane.runtime import ExecRequest, PodError, SessionUnavailable, helper, record, start_zygote
+from machineplane.runtime import (
+    ExecRequest,
+    PodError,
+    SessionUnavailable,
+    container_task,
+    helper,
+    podfiles,
+    record,
+    start_zygote,
+)
+from machineplane.runtime.images import ImageStore
+from machineplane.runtime.images.errors import StoreUnwritable
 from machineplane.runtime.orphans import children
 from machineplane.runtime.orphans import running as is_running
 
@@ -80,6 +91,52 @@ async def test_a_full_disk_refuses_new_pods_and_keeps_those_that_run(bench, pod,
         monkeypatch.setattr(record, "save", real)
         again = await runtime.run_pod(pod("sleep 1000"))
         assert again.phase == "Running"
+
+
+@pytest.mark.parametrize(
+    ("trouble", "said"),
+    [
+        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/x"), "No space left"),
+        (OSError(errno.EMFILE, os.strerror(errno.EMFILE), "/x"), "Too many open files"),
+        (MemoryError(), "out of memory"),
+        (StoreUnwritable("image store", "cannot be written", "free some space"), "free some space"),
+    ],
+    ids=["disk", "descriptors", "memory", "store"],
+)
+async def test_a_start_that_the_machine_cannot_do_waits_and_is_tried_again(
+    bench, pod, until, monkeypatch, trouble, said
+):
+    """One container's start: its pod, the others and the daemon go on, and with room it starts."""
+    real, failing = ImageStore.layer_paths, [True]
+
+    def layer_paths(self, image):
+        if failing and "pause" not in image.ref:
+            raise trouble
+        return real(self, image)
+
+    monkeypatch.setattr(container_task, "TROUBLE_RETRY_S", 0.1)
+    async with bench.open() as runtime:
+        other = await runtime.run_pod(pod("sleep 1000"))
+        monkeypatch.setattr(ImageStore, "layer_paths", layer_paths)
+        status = await runtime.run_pod(pod("sleep 1000"))
+        assert (status.phase, status.containers[0].reason) == ("Pending", "CreateContainerError")
+        assert said in status.containers[0].message
+        failing.clear()
+        await until(runtime, status.uid, lambda s: s.containers[0].state == "running")
+        assert runtime.get(other.uid).phase == "Running"
+
+
+async def test_out_of_memory_for_a_whole_pod_ends_no_daemon(bench, pod, monkeypatch):
+    def make_folders(*_):
+        raise MemoryError
+
+    async with bench.open() as runtime:
+        with monkeypatch.context() as patched:
+            patched.setattr(podfiles, "make_folders", make_folders)
+            status = await runtime.run_pod(pod("sleep 1000"))
+        assert status.phase == "Failed" and "out of memory" in status.message
+        await runtime.stop_pod(status.uid, 0)
+        assert (await runtime.run_pod(pod("sleep 1000"))).phase == "Running"
 
 
 @contextmanager

@@ -4,7 +4,8 @@ import os
 import secrets
 import shutil
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,15 @@ import trio
 
 from machineplane.runtime.bundle import Bundle, BundleContext, MissingReference, container_bundle
 from machineplane.runtime.bundle.config import termination_log
-from machineplane.runtime.errors import MALFORMED, HelperError, HelperLost, PodSpecError
+from machineplane.runtime.errors import (
+    MALFORMED,
+    TROUBLES,
+    HelperError,
+    HelperLost,
+    PodSpecError,
+    RuntimeFault,
+    told,
+)
 from machineplane.runtime.hooks import hook_of, run_hook
 from machineplane.runtime.image_task import ImageTask
 from machineplane.runtime.images import Image
@@ -26,6 +35,9 @@ from machineplane.runtime.wasm.config import WASM
 
 START_ERROR_EXIT = 128
 """The exit code that Kubernetes gives to a container that could not be started."""
+
+TROUBLE_RETRY_S = 10.0
+"""After a start for which the machine had no disk, descriptors or memory; a guess, the kubelet's first back-off."""
 
 REFERENCE_RETRY_S = 2.0
 """How soon a missing ConfigMap or Secret is looked for again: it costs a look into a table. A guess."""
@@ -41,6 +53,17 @@ class CannotStart(Exception):
         self.reason = reason
         self.message = message
         self.retry = retry
+
+
+@contextmanager
+def _troubles() -> Iterator[None]:
+    """A machine that is full or worn out, or an image that is damaged, does not end the pod: its others run on."""
+    try:
+        yield
+    except RuntimeFault:
+        raise
+    except TROUBLES as error:
+        raise CannotStart("CreateContainerError", told(error), retry=TROUBLE_RETRY_S) from error
 
 
 def log_path(pod_dir: Path, container: str, attempt: int) -> Path:
@@ -98,7 +121,8 @@ class ContainerTask:
         """One attempt; false if no other would go better."""
         try:
             image = await self._image()
-            await self._launch(image)
+            with _troubles():
+                await self._launch(image)
         except CannotStart as refusal:
             self._tried()
             self._book.update_container(self._name, reason=refusal.reason, message=refusal.message)
@@ -124,7 +148,7 @@ class ContainerTask:
         attempt = self._status.restarts
         log = log_path(self._book.folder, self._name, attempt)
         await trio.to_thread.run_sync(self._prepare_folders, bundle, log, attempt)
-        layers = services.images.layer_paths(image)
+        layers = await trio.to_thread.run_sync(services.images.layer_paths, image)
         made = await self._configure(container_id, image, layers, cgroup)
         self._book.update_container(
             self._name, id=container_id, image_id=image.digest, reason="ContainerCreating", message=""

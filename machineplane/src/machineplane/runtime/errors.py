@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from machineplane.runtime.images.errors import ImageError
+
 
 class RuntimeFault(Exception):
     """Root of the room's errors."""
@@ -60,6 +62,15 @@ class SessionUnavailable(PodError):
     """No process can be run in, attached to or connected to in this container; the text says why."""
 
 
+TROUBLES = (RuntimeFault, ImageError, OSError, MemoryError)
+"""What a machine without disk, descriptors or memory raises, and this room's own: a pod's trouble, not the daemon's."""
+
+
+def told(error: BaseException) -> str:
+    """What to show of a trouble; a MemoryError says nothing itself."""
+    return str(error) or ("this machine is out of memory" if isinstance(error, MemoryError) else repr(error))
+
+
 MALFORMED = (AttributeError, KeyError, TypeError, ValueError)
 """What reading an object of the wrong shape raises. Caught where a pod's spec, which others wrote, is read."""
 
@@ -79,6 +90,6 @@ def single_fault() -> Iterator[None]:
         yield
     except BaseExceptionGroup as group:
         leaves = list(_leaves(group))
-        if all(isinstance(leaf, RuntimeFault | OSError) for leaf in leaves):
+        if all(isinstance(leaf, TROUBLES) for leaf in leaves):
             raise leaves[0] from group
         raise

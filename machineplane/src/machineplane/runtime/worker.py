@@ -17,15 +17,13 @@ from machineplane.runtime.container_task import ContainerTask, log_path, new_id
 from machineplane.runtime.ending import end_gently, kill_all
 from machineplane.runtime.errors import (
     MALFORMED,
-    HelperError,
+    TROUBLES,
     HelperLost,
     NetworkFailed,
-    PodError,
-    RuntimeFault,
     single_fault,
+    told,
 )
 from machineplane.runtime.helper import connect, connected
-from machineplane.runtime.images import ImageError
 from machineplane.runtime.limits import refresh_volumes, watch_deadline, watch_storage
 from machineplane.runtime.live import LivePod
 from machineplane.runtime.private import PrivateFolder, open_private
@@ -132,11 +130,8 @@ class PodWorker:
                 said = f"the helper process of this pod is gone ({error}); its containers were ended"
                 self.book.fail("ShimLost", said)
             self.leftovers = await self._sweep()
-        except (
-            RuntimeFault,
-            OSError,
-        ) as error:  # a full disk, too many open files: this pod's trouble, not the daemon's
-            self.book.fail("CannotRun", str(error))
+        except TROUBLES as error:  # this pod's, not the daemon's
+            self.book.fail("CannotRun", told(error))
             self.leftovers = await self._sweep()
 
     def _settle(self) -> None:
@@ -199,8 +194,8 @@ class PodWorker:
                     await self._make_infra(live)
             except HelperLost:
                 raise
-            except (HelperError, ImageError, PodError, OSError, *MALFORMED) as error:
-                fail("CreatePodSandboxError", str(error))
+            except (*TROUBLES, *MALFORMED) as error:
+                fail("CreatePodSandboxError", told(error))
                 return
             if self.book.record.agent and self._services.agents:
                 self._agent = AgentTask(live, self._services.agents)
