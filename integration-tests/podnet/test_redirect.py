@@ -145,10 +145,11 @@ async def test_the_rule_is_made_once_and_other_tables_are_left_alone(pod: Pod) -
         await network.redirect("one", one.pid, (AGENT,))
         before = ruleset(one.pid)
         assert "table ip own" in before and before.count("dnat to :4702") == 1
-        with listening(one.pid, "0.0.0.0", AGENT) as agent, inside(one.pid) as client:
-            client.connect(SERVICES[0])
-            _, accepted = taken(agent)
-            await network.redirect("one", one.pid, (AGENT,))
+        with inside(one.pid) as client:
+            with listening(one.pid, "0.0.0.0", AGENT) as agent:
+                client.connect(SERVICES[0])
+                _, accepted = taken(agent)
+            assert await network.redirect("one", one.pid, (AGENT,)) == AGENT  # no agent runs
             assert ruleset(one.pid) == before
             with accepted:  # what is open goes on
                 client.sendall(b"hello")
