@@ -3,6 +3,7 @@
 ``python churn.py <folder> <cgroup parent> <pods>``: half of the pods are stopped again as soon as they run.
 """
 
+import os
 import sys
 import uuid
 from pathlib import Path
@@ -39,7 +40,12 @@ async def one(runtime: Runtime, number: int) -> None:
 
 
 async def main(zygote: Zygote, folder: Path, parent: str, pods: int) -> None:
-    config = RuntimeConfig(state_dir=folder / "state", run_dir=folder / "run", cgroup_parent=parent)
+    config = RuntimeConfig(
+        state_dir=folder / "state",
+        run_dir=folder / "run",
+        cgroup_parent=parent,
+        cgroup_driver=zygote.report.cgroup_driver,
+    )
     async with open_runtime(config, NoNetwork(), zygote) as runtime, trio.open_nursery() as nursery:
         print("begin", flush=True)
         for number in range(pods):
@@ -48,5 +54,5 @@ async def main(zygote: Zygote, folder: Path, parent: str, pods: int) -> None:
 
 
 if __name__ == "__main__":
-    with start_zygote() as started:
+    with start_zygote(cgroup_driver=os.environ.get("MAGIK_TEST_CGROUP_DRIVER", "cgroupfs")) as started:
         trio.run(main, started, Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]))

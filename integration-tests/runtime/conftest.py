@@ -26,10 +26,13 @@ from machineplane.runtime import (
 )
 from machineplane.runtime.images.make import busybox_image
 from machineplane.runtime.krun.locate import look_for_krun
+from machineplane.runtime.slices import SYSTEMD, slice_of
 
 STAND_IN = Path(__file__).parents[1] / "krun" / "stand_in.c"
 REAL_KRUN = "MAGIK_TEST_LIBKRUN"
 """A variable with the path of a real libkrun: the scenarios of microVMs run on it, where its guests boot."""
+CGROUP_DRIVER = "MAGIK_TEST_CGROUP_DRIVER"
+"""A variable with the driver of control groups: with `systemd` the scenarios run in slices and scopes."""
 IMAGE = "localhost/busybox:latest"
 
 
@@ -96,6 +99,7 @@ class Bench:
             state_dir=folder / "state",
             run_dir=folder / "run",
             cgroup_parent=f"magik-test-{folder.name[-8:]}",
+            cgroup_driver=zygote.report.cgroup_driver,
             node_name="bench",
             host_ip="192.0.2.1",
         )
@@ -128,11 +132,12 @@ class Bench:
         found = [
             str(path) for folder in ("state/pods", "run/pods") for path in (self.folder / folder).glob("*")
         ]
-        groups, parent = (
-            Path("/sys/fs/cgroup"),
-            self.config.cgroup_parent,
-        )  # v1 has many hierarchies
-        found += [str(path) for pattern in (parent, f"*/{parent}") for path in groups.glob(pattern)]
+        groups, mine_there = Path("/sys/fs/cgroup"), self.config.pods_cgroup
+        found += [
+            str(path)
+            for path in (*groups.glob(f"*{mine_there}"), Path(f"{groups}{mine_there}"))
+            if path.exists()
+        ]
         found += [line for line in Path("/proc/self/mountinfo").read_text().splitlines() if mine in line]
         for process in Path("/proc").glob("[0-9]*"):
             try:
@@ -150,7 +155,7 @@ class Bench:
 def zygote() -> Iterator[Zygote]:
     if os.geteuid() != 0:
         pytest.fail("these tests need root: they run containers")
-    with start_zygote() as running:
+    with start_zygote(cgroup_driver=os.environ.get(CGROUP_DRIVER, "cgroupfs")) as running:
         if running.report.error or running.report.libcrun is None:
             pytest.fail(
                 f"no containers here: {running.report.error or 'no libcrun'}: "
@@ -164,6 +169,8 @@ def bench(zygote: Zygote) -> Iterator[Bench]:
     folder = Path(tempfile.mkdtemp(prefix="mrt-"))
     made = Bench(folder, zygote)
     yield made
+    if made.config.cgroup_driver == SYSTEMD:  # a machine's own slice stays for as long as the machine is up
+        subprocess.run(["systemctl", "stop", slice_of(made.config.cgroup_parent)], check=True)
     left = made.remains()
     shutil.rmtree(folder)
     assert left == []

@@ -5,6 +5,7 @@ its status as one JSON line.
 """
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -34,6 +35,7 @@ async def main(zygote: Zygote, folder: Path, parent: str, engine: str, library: 
         state_dir=folder / "state",
         run_dir=folder / "run",
         cgroup_parent=parent,
+        cgroup_driver=zygote.report.cgroup_driver,
         default_engine=engine,
         krun_library=Path(library) if library else None,
     )
@@ -45,6 +47,6 @@ async def main(zygote: Zygote, folder: Path, parent: str, engine: str, library: 
 
 
 if __name__ == "__main__":
-    with start_zygote() as started:
+    with start_zygote(cgroup_driver=os.environ.get("MAGIK_TEST_CGROUP_DRIVER", "cgroupfs")) as started:
         engine, library = sys.argv[3:] or ("crun", "")
         trio.run(main, started, Path(sys.argv[1]), sys.argv[2], engine, library)

@@ -83,7 +83,7 @@ async def test_pid_and_cpu_limits_are_in_force(bench, pod, until, log):
     uid = wanted["metadata"]["uid"]
     async with bench.open() as runtime:
         status = await runtime.run_pod(wanted)
-        group = f"{bench.config.pod_cgroup(uid)}/{status.containers[0].id[:12]}"
+        group = bench.config.container_cgroup(uid, status.containers[0].id)
         quota, pids = _limits(bench.zygote.report.cgroups, group)
         assert (quota, pids) == ("25000 100000", str(bench.config.pids_limit))
         await runtime.stop_pod(uid, 0)
@@ -121,9 +121,10 @@ def _limits(version: str, group: str) -> tuple[str, str]:
     """CPU quota and period (µs), and the limit of processes, as the kernel has them."""
     root = Path("/sys/fs/cgroup")
     if version == "v2":
-        return (root / group[1:] / "cpu.max").read_text().strip(), (
-            root / group[1:] / "pids.max"
-        ).read_text().strip()
+        folder = root / group[1:]
+        if group.endswith(".scope"):
+            folder /= "container"  # libcrun's own, below what systemd sees to
+        return (folder / "cpu.max").read_text().strip(), (folder / "pids.max").read_text().strip()
     cpu = Path(f"{root}/cpu{group}")
     quota, period = (cpu / "cpu.cfs_quota_us").read_text(), (cpu / "cpu.cfs_period_us").read_text()
     return f"{quota.strip()} {period.strip()}", Path(f"{root}/pids{group}/pids.max").read_text().strip()

@@ -94,7 +94,7 @@ def test_a_remembered_boot_is_forgotten_when_asked(tmp_path, monkeypatch, *, aga
         raise RuntimeFault("enough")
 
     monkeypatch.setattr(enginecheck, "look_for_krun", look)
-    monkeypatch.setattr(enginecheck, "start_zygote", lambda: nullcontext(SimpleNamespace(report=None)))
+    monkeypatch.setattr(enginecheck, "start_zygote", lambda **_: nullcontext(SimpleNamespace(report=None)))
     assert enginecheck.look_at_engines(tmp_path, tmp_path / "libkrun.so", again=again, timeout=90)[0] is None
     assert looked == [(not again, tmp_path / "libkrun.so", 90)]
 

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from machineplane.runtime.debsrc import archive_lines
-from machineplane.runtime.libcrun_build import BUILD_NEEDS
+from machineplane.runtime.libcrun_build import BUILD_NEEDS, SYSTEMD_NEED
 
 ROOT = Path(__file__).parents[2]
 SITE = "usr/local/lib/magik-site"
@@ -71,7 +71,7 @@ def inputs() -> dict[str, list[str]]:
     ]
     return {
         "archive": archive_lines("deb"),
-        "packages": sorted({*PACKAGES, *BUILD_NEEDS}),
+        "packages": sorted({*PACKAGES, *BUILD_NEEDS, SYSTEMD_NEED}),
         "python": sorted({*_requirements(), *TESTS}),
         "code": code,
     }

@@ -10,6 +10,7 @@ import click
 from machineplane.cli_types import DIRECTORY, RUN_DIR, STATE_DIR
 from machineplane.config import API_TLS_PORT
 from machineplane.runtime.krun.boot import BOOT_TIMEOUT_S
+from machineplane.runtime.slices import DRIVERS
 
 if TYPE_CHECKING:
     from machineplane.hostcheck import Finding
@@ -46,6 +47,13 @@ _MARKS = {"ok": "ok", "warn": "WARN", "missing": "MISSING"}
     help="The daemon's.",
 )
 @click.option(
+    "--cgroup-driver",
+    type=click.Choice(DRIVERS),
+    default=DRIVERS[0],
+    show_default=True,
+    help="The daemon's.",
+)
+@click.option(
     "--again", is_flag=True, help="Boot a microVM even where the answer of an earlier boot is known."
 )
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
@@ -58,6 +66,7 @@ def check(
     mesh_port: int,
     libkrun: Path | None,
     microvm_boot_timeout: float,
+    cgroup_driver: str,
     again: bool,
     as_json: bool,
 ) -> None:
@@ -69,7 +78,9 @@ def check(
     from machineplane import hostcheck  # only now: no other command needs all of it
     from machineplane.enginecheck import look_at_engines
 
-    report, engines = look_at_engines(state_dir, libkrun, again=again, timeout=microvm_boot_timeout)
+    report, engines = look_at_engines(
+        state_dir, libkrun, again=again, cgroup_driver=cgroup_driver, timeout=microvm_boot_timeout
+    )
     ports = (
         (rest_api_port, False, "plain HTTP"),
         (rest_api_tls_port, False, "the API"),

@@ -24,6 +24,7 @@ from machineplane.config import (
 from machineplane.lab.cli import lab
 from machineplane.runtime.images.cli import image
 from machineplane.runtime.krun.boot import BOOT_TIMEOUT_S
+from machineplane.runtime.slices import DRIVERS
 
 INVITE_MAX = 64 * 1024  # characters; a whole invite is shorter by far
 _ADDRESS: Mapping[str, Any] = {"metavar": "IP", "default": "0.0.0.0", "show_default": True}
@@ -136,6 +137,13 @@ _UDP_PORT = "UDP port of the mesh; 0: any free one."
     help="Control group below which pods are.",
 )
 @click.option(
+    "--cgroup-driver",
+    type=click.Choice(DRIVERS),
+    default=DRIVERS[0],
+    show_default=True,
+    help="Who makes them: the daemon's helpers, or systemd (with cgroup v2), as slices and scopes.",
+)
+@click.option(
     "--label", "labels", type=LabelType(), multiple=True, help="A label of this machine; may be repeated."
 )
 @click.option("--allow-privileged", is_flag=True, help="Let pods have privileged containers.")
@@ -231,6 +239,7 @@ _AS_IS = (
     "relay",
     "open_fabric",
     "cgroup_parent",
+    "cgroup_driver",
     "ephemeral_keys",
     "signing_ephemeral",
     "kem_ephemeral",

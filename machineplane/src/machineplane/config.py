@@ -10,6 +10,7 @@ from pathlib import Path
 from attrs import field, frozen
 
 from machineplane.runtime.krun.boot import BOOT_TIMEOUT_S
+from machineplane.runtime.slices import CGROUPFS, SYSTEMD, slice_of
 from magik_proto.errors import ProtocolError
 from magik_proto.fields import DNS_SUBDOMAIN, LABEL_KEY, LABEL_VALUE
 from magik_proto.identity import BootstrapPeer, parse_address
@@ -58,6 +59,7 @@ class Config:
     pod_subnet: IPv4Network | None = None
     agent_ports: range = AGENT_PORTS
     cgroup_parent: str = "magik"
+    cgroup_driver: str = CGROUPFS
     relay: bool = True
     dht_refresh_interval: float = 60.0
     ephemeral_keys: bool = False
@@ -110,6 +112,11 @@ class Config:
         parts = self.cgroup_parent.strip("/").split("/")
         if not {"", ".", ".."}.isdisjoint(parts):
             yield f"--cgroup-parent {self.cgroup_parent!r}: a path below the root of the hierarchy is needed"
+        elif self.cgroup_driver == SYSTEMD:
+            try:
+                slice_of(self.cgroup_parent)
+            except ValueError as error:
+                yield f"--cgroup-parent with --cgroup-driver {SYSTEMD}: {error}"
         for path in self.allow_host_paths:
             if not path.startswith("/") or ".." in path.split("/"):
                 yield f"--allow-host-path {path}: an absolute path without '..' is needed"

@@ -17,6 +17,7 @@ from machineplane.runtime.images.refs import RefIndex
 from machineplane.runtime.images.store import machine_architecture
 from machineplane.runtime.krun.boot import BOOT_TIMEOUT_S
 from machineplane.runtime.krun.locate import KrunReport, look_for_krun
+from machineplane.runtime.slices import CGROUPFS
 
 
 def look_at_engines(
@@ -24,12 +25,13 @@ def look_at_engines(
     libkrun: Path | None = None,
     *,
     again: bool = False,
+    cgroup_driver: str = CGROUPFS,
     timeout: float = BOOT_TIMEOUT_S,
 ) -> tuple[ZygoteReport | None, tuple[EngineStatus, ...]]:
     """What a zygote reports (none where it cannot be started), and every engine's own judgement.
 
     The trial boot of a microVM is remembered where the daemon of ``state_dir`` looks for it; ``again``: what was remembered
-    is forgotten before. ``libkrun`` and ``timeout`` (seconds of that boot) as the daemon has them.
+    is forgotten before. ``libkrun``, ``cgroup_driver`` and ``timeout`` (seconds of that boot) as the daemon has them.
     """
     if missing_privileges():
         return None, ()
@@ -37,7 +39,7 @@ def look_at_engines(
     if again:
         memory.unlink(missing_ok=True)
     try:
-        with start_zygote() as zygote:
+        with start_zygote(cgroup_driver=cgroup_driver) as zygote:
             found = look_for_krun(memory, libkrun, timeout=timeout)
             return zygote.report, trio.run(_ask, zygote, found, state_dir)
     except RuntimeFault as error:

@@ -13,7 +13,7 @@ from attrs import frozen
 
 from machineplane.linux import nft
 from machineplane.privileges import missing_privileges
-from machineplane.runtime import EngineStatus, ImageError, ZygoteReport
+from machineplane.runtime import EngineStatus, ImageError, ZygoteReport, slices
 from machineplane.runtime.crun.locate import DEFAULT_PREFIX, find_libcrun, find_system_libcrun
 from machineplane.runtime.images.agent import AGENT_REF, BAKED, Baked
 from machineplane.runtime.images.refs import RefIndex
@@ -76,7 +76,18 @@ def control_groups(report: ZygoteReport | None) -> Finding:
     if report.cgroups == "none":
         return Finding("cgroups", WARN, report.cgroups_reason, "boot with the unified hierarchy (cgroup v2)")
     words = {"v2": "v2, the unified hierarchy", "v1": "v1 controllers, mounted for the helpers alone"}
-    return Finding("cgroups", OK, words.get(report.cgroups, report.cgroups))
+    return Finding("cgroups", OK, f"{words.get(report.cgroups, report.cgroups)}; {_driver(report)}")
+
+
+def _driver(report: ZygoteReport) -> str:
+    """Who makes control groups, and why."""
+    if report.cgroup_driver == slices.SYSTEMD:
+        return "made by systemd, as the daemon is told"
+    library = str(report.libcrun.path) if report.libcrun else ""
+    why = slices.unusable(report.cgroups == "v2", library)
+    if not why:
+        why = "--cgroup-driver systemd would work too"
+    return f"made by libcrun ({why})"
 
 
 def overlay(filesystems: str | None = None) -> Finding:

@@ -55,6 +55,7 @@ def run(config: Config) -> int:
         state_dir=config.state_dir,
         run_dir=config.run_dir,
         cgroup_parent=config.cgroup_parent,
+        cgroup_driver=config.cgroup_driver,
         default_engine=config.runtime,
         krun_library=config.libkrun,
         krun_boot_s=config.microvm_boot_timeout,
@@ -73,7 +74,7 @@ def run(config: Config) -> int:
         with ExitStack() as stack:
             with _signals_held():
                 # Before Trio: the helper must come from a process that has one thread.
-                zygote = stack.enter_context(start_zygote())
+                zygote = stack.enter_context(start_zygote(cgroup_driver=config.cgroup_driver))
             # Trio's own start is no place for a signal: one that comes now waits until `_serve` can hear it.
             signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
             trio.run(_serve, config, credentials, runtime_config, zygote)

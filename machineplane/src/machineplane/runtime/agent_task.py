@@ -146,7 +146,7 @@ class AgentTask:
         bundle = bundle_path(live.book.folder, AGENT, container_id)
         log = log_path(live.book.folder, AGENT, runs)
         await trio.to_thread.run_sync(_prepare, bundle, log)
-        cgroup = f"{config.pod_cgroup(live.book.status.uid)}/{container_id[:12]}"
+        cgroup = config.container_cgroup(live.book.status.uid, container_id)
         context = BundleContext(
             pod=live.pod,
             pod_dir=live.book.folder,

@@ -12,6 +12,7 @@ import time
 from typing import NamedTuple
 
 from machineplane.linux import libc
+from machineplane.runtime import slices
 
 ROOT = "/sys/fs/cgroup"
 # What libcrun knows to set; a v1 controller outside this list is left alone.
@@ -22,10 +23,11 @@ _REMOVE_PAUSE_S = 0.02
 
 
 class Cgroups(NamedTuple):
-    """How control groups are had: ``mode`` as above, and why it is not better."""
+    """How control groups are had: ``mode`` as above, why it is not better, and who makes them (`slices.DRIVERS`)."""
 
     mode: str
     reason: str
+    driver: str = slices.CGROUPFS
 
     def hierarchies(self) -> list[str]:
         """The mounted hierarchies, as directories."""
@@ -101,6 +103,18 @@ def oom_kills(groups: Cgroups, path: str) -> int:
     return 0
 
 
+def out_of_memory(groups: Cgroups, path: str, *, killed: bool, before: int) -> tuple[bool, int]:
+    """Whether memory was why the container of the group at ``path`` ended, and what ``before`` is for the pod's next one.
+
+    systemd removes a scope with its last process, and with it the count: then the pod's counts, and a container that was
+    ``killed`` (SIGKILL) ended for memory if the pod's count is beyond the one ``before``.
+    """
+    if groups.driver != slices.SYSTEMD:
+        return oom_kills(groups, path) > 0, before
+    now = oom_kills(groups, os.path.dirname(path))
+    return killed and now > before, now
+
+
 def below(groups: Cgroups, path: str) -> list[str]:
     """Names of the groups right below ``path``, in any hierarchy."""
     found: set[str] = set()
@@ -139,6 +153,9 @@ def remove(groups: Cgroups, path: str) -> bool:
 
     Returns whether ``path`` is gone.
     """
+    by_systemd = groups.driver == slices.SYSTEMD
+    if by_systemd and os.path.isdir(ROOT + path):
+        slices.stop(path)
     for _ in range(_REMOVE_TRIES):
         if _remove_once(groups, path):
             break
@@ -146,6 +163,10 @@ def remove(groups: Cgroups, path: str) -> bool:
     else:
         return False
     parent = os.path.dirname("/" + path.strip("/"))
+    if by_systemd:  # which must not find its slices' folders gone
+        if path.endswith(".scope") and os.path.isdir(ROOT + parent) and not below(groups, parent):
+            slices.stop(parent)
+        return True
     while parent != "/":
         for root in groups.hierarchies():
             with contextlib.suppress(OSError):  # other pods are in it

@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
-from attrs import field, frozen
+from attrs import field, frozen, validators
 
+from machineplane.runtime import slices
 from machineplane.runtime.bundle.hostpolicy import HostPolicy
 
 MAX_SOCKET_PATH = 107
@@ -42,6 +43,7 @@ class RuntimeConfig:
     state_dir: Path
     run_dir: Path = field(default=Path("/run/magik"), validator=_short_enough)
     cgroup_parent: str = field(default="magik", validator=_clean_parent)
+    cgroup_driver: str = field(default=slices.CGROUPFS, validator=validators.in_(slices.DRIVERS))
     default_engine: str = "crun"
     node_name: str = ""
     pause_image: str = "localhost/magik/pause:latest"
@@ -80,4 +82,18 @@ class RuntimeConfig:
 
     def pod_cgroup(self, uid: str) -> str:
         """The control group that holds a pod's containers, relative to the hierarchy's root."""
-        return f"/{self.cgroup_parent.strip('/')}/{uid}"
+        if self.cgroup_driver == slices.SYSTEMD:
+            return slices.pod_path(self.cgroup_parent, uid)
+        return f"{self.pods_cgroup}/{uid}"
+
+    def container_cgroup(self, uid: str, container_id: str) -> str:
+        """The control group of one container of a pod, likewise."""
+        pod, short = self.pod_cgroup(uid), container_id[:12]
+        return slices.container_path(pod, short) if self.cgroup_driver == slices.SYSTEMD else f"{pod}/{short}"
+
+    @property
+    def pods_cgroup(self) -> str:
+        """The control group right below which those of pods are, likewise."""
+        if self.cgroup_driver == slices.SYSTEMD:
+            return slices.path_of(slices.slice_of(self.cgroup_parent))
+        return f"/{self.cgroup_parent.strip('/')}"

@@ -144,7 +144,7 @@ class ContainerTask:
     async def _launch(self, image: Image) -> None:
         services, container_id = self._live.services, new_id()
         bundle = bundle_path(self._book.folder, self._name, container_id)
-        cgroup = f"{services.config.pod_cgroup(self._book.status.uid)}/{container_id[:12]}"
+        cgroup = services.config.container_cgroup(self._book.status.uid, container_id)
         attempt = self._status.restarts
         log = log_path(self._book.folder, self._name, attempt)
         await trio.to_thread.run_sync(self._prepare_folders, bundle, log, attempt)

@@ -41,7 +41,9 @@ BUILD_NEEDS = (
     "libyajl-dev",
     "libc6-dev",
 )
-CONFIGURE = ("./configure", "--enable-shared", "--disable-static", "--disable-systemd")
+SYSTEMD_NEED = "libsystemd-dev"
+CONFIGURE = ("./configure", "--enable-shared", "--disable-static")
+_SYSTEMD_RUNS = Path("/run/systemd/system")  # sd_booted(3)
 
 
 class BuildError(Exception):
@@ -84,9 +86,14 @@ def missing_packages(needs: Sequence[str] = BUILD_NEEDS) -> list[str]:
     return missing
 
 
+def with_systemd(runs: Path = _SYSTEMD_RUNS) -> bool:
+    """Whether the library can be asked to have systemd make control groups: where systemd runs, or is built for."""
+    return runs.is_dir() or not missing_packages((SYSTEMD_NEED,))
+
+
 def install_needs() -> None:
     """Install what the build needs and the machine lacks, with apt-get (root only)."""
-    missing = missing_packages()
+    missing = missing_packages((*BUILD_NEEDS, SYSTEMD_NEED) if with_systemd() else BUILD_NEEDS)
     if not missing:
         say("libcrun: the build needs are installed")
         return
@@ -137,7 +144,7 @@ def compile_library(source: Path) -> Path:
         say("libcrun: generating the configure script")
         run(["./autogen.sh"], cwd=source)
     say("libcrun: configuring")
-    run(CONFIGURE, cwd=source)
+    run(CONFIGURE if with_systemd() else (*CONFIGURE, "--disable-systemd"), cwd=source)
     say("libcrun: compiling (about half a minute)")
     run(["make", f"-j{os.cpu_count() or 1}", "libcrun.la"], cwd=source)
     built = source / ".libs" / LIBRARY_NAME

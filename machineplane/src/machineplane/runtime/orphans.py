@@ -9,7 +9,7 @@ import os
 import signal
 import time
 
-from machineplane.runtime import cgroups
+from machineplane.runtime import cgroups, slices
 from machineplane.runtime.shim.state import read_small
 
 SHIM_NAME = b"magik-shim"
@@ -51,7 +51,8 @@ def remove(
 ) -> tuple[list[str], list[str]]:
     """End and remove what belongs to no pod of ``known``; what that was, and what would not go within 5 s."""
     targets = children({pid for pid, uid in helpers(pods_dir).items() if uid not in known})
-    strays = [f"{parent}/{name}" for name in cgroups.below(groups, parent) if name not in known]
+    below = {name: slices.uid_of(name) for name in cgroups.below(groups, parent)}
+    strays = [f"{parent}/{name}" for name, uid in below.items() if uid and uid not in known]
     for path in strays:
         targets |= cgroups.members(groups, path)
     what = [*(f"process {pid}" for pid in sorted(targets)), *(f"cgroup {path}" for path in strays)]

@@ -53,7 +53,7 @@ async def remove_orphans(services: Services) -> None:
     removed = await trio.to_thread.run_sync(_stray_files, config, frozenset(known))
     left: list[str] = []
     try:
-        parent = config.pod_cgroup("").rstrip("/")
+        parent = config.pods_cgroup
         answer = await services.zygote.request(
             "orphans", parent=parent, pods_dir=str(config.pods_dir), known=known
         )

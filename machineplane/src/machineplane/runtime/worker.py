@@ -259,7 +259,7 @@ class PodWorker:
         bundle.mkdir(exist_ok=True)
         log = log_path(self._folder, INFRA, 0)
         log.parent.mkdir(exist_ok=True)
-        cgroup = f"{config.pod_cgroup(self.uid)}/{infra_id[:12]}"
+        cgroup = config.container_cgroup(self.uid, infra_id)
         context = BundleContext(
             pod=self.book.status.pod,
             pod_dir=self._folder,

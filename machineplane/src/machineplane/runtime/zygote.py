@@ -1,7 +1,8 @@
 """The zygote: a small single-threaded process, started before the daemon makes threads, that forks one shim per pod.
 
-``python -m machineplane.runtime.zygote <socket fd> [<libcrun path> <version>]``. It lives in a mount namespace of its own
-with control groups prepared, holds libcrun loaded, and ends when the daemon's end of its socket closes. Shims go on.
+``python -m machineplane.runtime.zygote <socket fd> <cgroup driver> [<libcrun path> <version>]``. It lives in a mount
+namespace of its own with control groups prepared, holds libcrun loaded, and ends when the daemon's end of its socket closes.
+Shims go on.
 
 The process that was started only keeps the one that forks: where that is killed, it makes another of itself.
 
@@ -20,7 +21,7 @@ import time
 from collections.abc import Callable
 
 from machineplane.linux import libc
-from machineplane.runtime import cgroups, orphans
+from machineplane.runtime import cgroups, orphans, slices
 from machineplane.runtime.crun.binding import LibcrunError, Library
 from machineplane.runtime.shim import calls
 from machineplane.runtime.shim.server import Shim
@@ -204,16 +205,22 @@ def _load(arguments: list[str]) -> tuple[Library | None, str]:
         return None, str(problem)
 
 
-def _prepare() -> tuple[cgroups.Cgroups, str]:
+def _prepare(driver: str, library: str) -> tuple[cgroups.Cgroups, str]:
     """Own mount namespace and control groups; and what went wrong with them."""
     try:
         libc.unshare(libc.CLONE_NEWNS)
         libc.mount("none", "/", "", libc.MS_REC | libc.MS_SLAVE)
-        return cgroups.prepare(), ""
-    except OSError as problem:
+        groups = cgroups.prepare()
+        if driver != slices.SYSTEMD:
+            return groups, ""
+        problem = slices.unusable(groups.mode == "v2", library)
+        if problem:
+            return groups, f"cgroup driver systemd: {problem}"
+        return groups._replace(driver=driver), ""
+    except OSError as error:
         return cgroups.Cgroups(
             "none", ""
-        ), f"no mount namespace can be made ({problem.strerror}); is this root?"
+        ), f"no mount namespace can be made ({error.strerror}); is this root?"
 
 
 def _keep(control: socket.socket, library: Library | None, groups: cgroups.Cgroups) -> int:
@@ -235,18 +242,19 @@ def _keep(control: socket.socket, library: Library | None, groups: cgroups.Cgrou
 
 def main() -> None:
     """Entry of the process."""
-    library, load_error = _load(sys.argv[2:])
+    library, load_error = _load(sys.argv[3:])
     control = socket.socket(fileno=int(sys.argv[1]))
     control.set_inheritable(False)
     _name("magik-zygote")
     signal.signal(
         signal.SIGINT, signal.SIG_IGN
     )  # the terminal's ^C is for the daemon, whose end ends this process
-    groups, error = _prepare()
+    groups, error = _prepare(sys.argv[2], "".join(sys.argv[3:4]))
     hello: Message = {
         "event": "hello",
         "cgroups": groups.mode,
         "cgroups_reason": groups.reason,
+        "cgroup_driver": groups.driver,
         "error": error or load_error,
     }
     control.send(encode(hello))

@@ -12,6 +12,7 @@ from attrs import frozen
 from machineplane.runtime.crun.locate import DEFAULT_PREFIX, Libcrun, find_libcrun, find_system_libcrun
 from machineplane.runtime.errors import HelperError
 from machineplane.runtime.shim.wire import MAX_MESSAGE, WireError, decode
+from machineplane.runtime.slices import CGROUPFS
 
 START_TIMEOUT_S = 20.0
 """How long the zygote has to say hello: 0.1 s on an idle machine."""
@@ -27,6 +28,7 @@ class ZygoteReport:
     cgroups_reason: str
     libcrun: Libcrun | None
     error: str
+    cgroup_driver: str = CGROUPFS
 
 
 class Zygote:
@@ -62,18 +64,19 @@ class Zygote:
         self.close()
 
 
-def start_zygote(libcrun: Path | None = None) -> Zygote:
+def start_zygote(libcrun: Path | None = None, *, cgroup_driver: str = CGROUPFS) -> Zygote:
     """Start the zygote; synchronous, before Trio runs.
 
     ``libcrun`` is the folder that :mod:`~machineplane.runtime.libcrun_build` filled (default: its own default, then
     the system's library). Without a library the zygote starts all the same and the crun engine says what is missing.
+    It says so as well where the ``cgroup_driver`` (one of `slices.DRIVERS`) cannot be had.
 
     Raises:
         HelperError: the process does not come up.
     """
     library = find_libcrun(libcrun or DEFAULT_PREFIX) or find_system_libcrun()
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    command = [sys.executable, "-I", "-m", "machineplane.runtime.zygote", str(theirs.fileno())]
+    command = [sys.executable, "-I", "-m", "machineplane.runtime.zygote", str(theirs.fileno()), cgroup_driver]
     if library is not None:
         command += [str(library.path), library.version]
     with theirs:
@@ -103,4 +106,5 @@ def _hello(control: socket.socket, library: Libcrun | None) -> ZygoteReport:
         cgroups_reason=str(hello["cgroups_reason"]),
         libcrun=library,
         error=str(hello["error"]),
+        cgroup_driver=str(hello["cgroup_driver"]),
     )

@@ -18,6 +18,7 @@ from machineplane.runtime.bundle.users import capabilities, process_user
 from machineplane.runtime.bundle.volumes import Bind, container_binds, volume_mounts, volumes
 from machineplane.runtime.errors import PodSpecError
 from machineplane.runtime.images.model import ImageConfig
+from machineplane.runtime.slices import oci_path
 from machineplane.runtime.status import qos_class
 
 Json = dict[str, Any]
@@ -162,7 +163,7 @@ def termination_log(bundle: Path) -> Path:
 
 
 def _linux(context: BundleContext, resources: Json, namespaces: list[Json], *, masked: bool = True) -> Json:
-    linux: Json = {"namespaces": namespaces, "cgroupsPath": context.cgroup}
+    linux: Json = {"namespaces": namespaces, "cgroupsPath": oci_path(context.cgroup)}
     if context.cgroup_mode != "none":
         linux["resources"] = resources
     if masked:

@@ -15,6 +15,7 @@ CONTEXT_SIZE = 512
 
 _CONTEXT_STRINGS = {"state_root": 0, "id": 8, "bundle": 16, "console_socket": 24, "pid_file": 32}
 _FIFO_FD = 80
+_SYSTEMD_CGROUP = 84
 _DETACH = 85
 _FORCE_NO_CGROUP_UNTIL_1_12 = 88
 _FORCE_NO_CGROUP_FROM_1_13 = 87
@@ -85,6 +86,11 @@ class Context:
     def without_cgroups(self) -> "Context":
         """Tell libcrun to make no control group at all."""
         self._put(force_no_cgroup_offset(self._version), b"\x01")
+        return self
+
+    def by_systemd(self) -> "Context":
+        """Have systemd make its control group, whose path is then `slice:prefix:name`."""
+        self._put(_SYSTEMD_CGROUP, b"\x01")
         return self
 
     @property

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from machineplane.linux import libc
-from machineplane.runtime import cgroups
+from machineplane.runtime import cgroups, slices
 from machineplane.runtime.crun.binding import Context, LibcrunError, Library
 from machineplane.runtime.shim import binds, rootfs
 from machineplane.runtime.shim.wire import Message
@@ -54,6 +54,8 @@ class Tools(NamedTuple):
             pid_file=pid_file or (os.path.join(self.private(container_id), "pid") if bundle else ""),
             console_socket=console_socket,
         )
+        if self.groups.driver == slices.SYSTEMD:
+            return context.by_systemd()
         return context.without_cgroups() if self.groups.mode == "none" else context
 
 

@@ -66,6 +66,7 @@ class Shim:
         self._tools = tools
         self._containers: dict[str, Container] = {}
         self._creating: set[str] = set()
+        self._oom_kills = 0
         self._calls: dict[int, tuple[calls.Call, Reply]] = {}
         self._unclaimed: dict[int, int] = {}  # also in the hands of `_execs`
         self._clients: set[Client] = set()
@@ -414,11 +415,14 @@ class Shim:
             return
         code = os.waitstatus_to_exitcode(self._unclaimed.pop(pid))
         self._pumps.close(owner.id)
+        oom, self._oom_kills = cgroups.out_of_memory(
+            self._tools.groups, owner.cgroup, killed=code == -signal.SIGKILL, before=self._oom_kills
+        )
         ended = owner._replace(
             status="exited",
             finished_at=state.now_ms(),
             exit_code=code if code >= 0 else 128 - code,
-            oom=cgroups.oom_kills(self._tools.groups, owner.cgroup) > 0,
+            oom=oom,
         )
         self._set(ended)
         self._tell({"event": "exit", "container": ended.as_json()})
