@@ -39,7 +39,8 @@ def main() -> int:
         share = Path(folder)
         pack_tree(share / "tree.tar")
         shutil.copyfile(Path(__file__).with_name("guest.sh"), share / "guest.sh")
-        (share / "command").write_text((shlex.join(options.command) or "exec bash -i") + "\n")
+        command = f"exec </dev/null\n{shlex.join(options.command)}" if options.command else "exec bash -i"
+        (share / "command").write_text(f"{command}\n")
         run(made, share, options)
         with contextlib.suppress(OSError, ValueError):
             return int((share / "status").read_text())
@@ -81,8 +82,13 @@ def run(made: Path, share: Path, options: argparse.Namespace) -> None:
         *("-chardev", "stdio,id=both,signal=off,mux=off"),
         *("-device", "virtserialport,chardev=both,name=magik"),
     ]
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        subprocess.run([str(part) for part in command], timeout=options.timeout)
+    # Where its standard input ends, qemu takes nothing from the guest any more: a command gets one that stays open.
+    words, shell = [str(part) for part in command], not options.command
+    with subprocess.Popen(words, stdin=None if shell else subprocess.PIPE) as host:
+        try:
+            host.wait(options.timeout)
+        except subprocess.TimeoutExpired:
+            host.kill()
 
 
 if __name__ == "__main__":
