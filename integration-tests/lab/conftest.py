@@ -65,7 +65,7 @@ class Computer:
             "processes": "ps -eo args= | grep -v -e ^ps -e ^sh -e ^grep",
             "mounts": "cut -d' ' -f4- /proc/self/mountinfo",
             "namespaces": "lsns -n -o TYPE,COMMAND | grep -v -e lsns -e 'sh -c'",
-            "links": "ls /sys/class/net; cat /proc/net/dev | cut -d: -f1; cat /proc/net/route",
+            "links": "cat /proc/net/dev | cut -d: -f1; cat /proc/net/route",
             "rules": "nft list ruleset",
             "groups": f"find /sys/fs/cgroup -type d -path '*magik-{LAB}*'",
             "files": "find /run /var/lib",

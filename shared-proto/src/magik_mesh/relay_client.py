@@ -29,6 +29,8 @@ from trio_quic import Connection
 
 # Seconds for which a circuit outlives its connection, so that the farewell still gets through.
 _FAREWELL = 0.5
+# Connections for a call through a relay that is not ours: with it, and with the callee.
+_FOR_A_CALL = 2
 # A relay that answers so may well relay a little later.
 _SOON = frozenset({codes.RELAY_UNKNOWN, codes.BUSY})
 
@@ -151,11 +153,16 @@ class RelayClient:
         async with trio.open_nursery() as nursery:
             while True:
                 self._changed = trio.Event()
-                for relay in self._candidates()[: max(0, self.config.relay.kept - len(self._held))]:
+                for relay in self._candidates()[: max(0, self._wanted - len(self._held))]:
                     self._held[relay] = False
                     nursery.start_soon(self._hold, relay)
                 with trio.move_on_after(self.config.relay.retry):
                     await self._changed.wait()
+
+    @property
+    def _wanted(self) -> int:
+        """How many relays to keep: each holds a connection for good, and calls need some."""
+        return max(1, min(self.config.relay.kept, self.config.max_connections - _FOR_A_CALL))
 
     def _candidates(self) -> list[PeerId]:
         """Whom to ask, in a random order: those whom we reach by ourselves and who did not refuse just now."""

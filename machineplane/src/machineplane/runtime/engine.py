@@ -25,9 +25,9 @@ NO_EXEC: Final[Mapping[str, str]] = {
 DEFAULT_GRACE_S: Final = 30.0
 """Kubernetes' default ``terminationGracePeriodSeconds``."""
 UNTRIED: Final = (
-    "a guest boots; programs in it, exec and volumes have been tried on a stand-in for libkrun only"
+    "guests boot and run programs; exec, terminals and hooks have been tried on a stand-in for libkrun only"
 )
-"""What of ``krun`` no real guest has ever run, to be said wherever the engine is."""
+"""What of ``krun`` no real guest has run yet, to be said wherever the engine is."""
 
 
 @frozen(kw_only=True)
