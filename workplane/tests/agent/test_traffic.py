@@ -92,9 +92,10 @@ async def test_both_agents_tell_of_a_failure_by_one_id_and_a_service_is_known_wh
     ):
         await until(lambda: web.api.ready() and client.api.ready(), 30)
         client.api.services[f"default/{name}"] = service
-        web.api.change(services=[service])
+        web.api.change(services=[service, {"name": "not to be understood"}])
         client.api.change(bootstrap=[web.api.peer])
         await client.said("replica", pod="web-1", ready=True)
+        await web.said("service-not-understood")  # so it knows the other one
 
         address = await resolve(client, name)
         with pytest.raises((OSError, trio.BrokenResourceError)):
