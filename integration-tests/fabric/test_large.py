@@ -1,5 +1,6 @@
 """A fabric of more machines than one holds connections: any of them shows, reaches and changes everything all the same."""
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -67,11 +68,16 @@ def with_settings(wanted: dict[str, Any]) -> dict[str, Any]:
 def wait_moved(large: Lab, dead: str) -> dict[str, str]:
     """All run elsewhere: right after its death the machine's pods still show."""
 
+    seen = []  # shown where it fails
+
     def attempt() -> dict[str, str] | None:
         found = large.running("m6", "kept")
+        if seen[-1:] != [found]:
+            seen.append(found)
+            print(f"{time.monotonic():.1f} {found}")
         return found if len(found) == 4 and dead not in found.values() else None
 
-    return wait_for(f"4 pods run, none of them on {dead}", attempt, 90)
+    return wait_for(f"4 pods run, none of them on {dead}", attempt, 180)
 
 
 def test_replicas_and_the_author_may_die_and_volumes_follow(large: Lab) -> None:
