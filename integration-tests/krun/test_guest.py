@@ -7,11 +7,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 import workplane
+from machineplane.runtime.orphans import children
 from magik_proto import guest as wire
 from workplane.guest.init import LISTENER
 
@@ -113,9 +115,12 @@ class Link:
 def guest(tmp_path: Path, root: Path) -> Iterator[Guest]:
     running = Guest(tmp_path / "sock", root)
     yield running
+    everything = children({running.process.pid})  # which would end with a kernel of its own
     for link in running.links:
         link.sock.close()
-    running.process.kill()
+    for pid in everything:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
     running.process.wait()
 
 
