@@ -7,10 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from machineplane.cli_types import DIRECTORY, RUN_DIR, STATE_DIR
+from machineplane.cli_types import BOOT_TIMEOUT, CGROUP_DRIVER, DIRECTORY, LIBKRUN, RUN_DIR, STATE_DIR
 from machineplane.config import API_TLS_PORT
-from machineplane.runtime.krun.boot import BOOT_TIMEOUT_S
-from machineplane.runtime.slices import DRIVERS
 
 if TYPE_CHECKING:
     from machineplane.hostcheck import Finding
@@ -35,22 +33,17 @@ _MARKS = {"ok": "ok", "warn": "WARN", "missing": "MISSING"}
 @click.option("--mesh-port", type=int, metavar="PORT", default=0, show_default=True, help="The daemon's.")
 @click.option(
     "--libkrun",
-    type=click.Path(path_type=Path, dir_okay=False, exists=True, resolve_path=True),
+    **LIBKRUN,
     help="The daemon's.",
 )
 @click.option(
     "--microvm-boot-timeout",
-    type=click.FloatRange(1, 600),
-    metavar="SECONDS",
-    default=BOOT_TIMEOUT_S,
-    show_default=True,
+    **BOOT_TIMEOUT,
     help="The daemon's.",
 )
 @click.option(
     "--cgroup-driver",
-    type=click.Choice(DRIVERS),
-    default=DRIVERS[0],
-    show_default=True,
+    **CGROUP_DRIVER,
     help="The daemon's.",
 )
 @click.option(

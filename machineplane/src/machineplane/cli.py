@@ -11,7 +11,16 @@ import click
 from machineplane import __version__
 from machineplane.access_cli import fabric, identity, kubeconfig
 from machineplane.check_cli import check
-from machineplane.cli_types import DIRECTORY, RUN_DIR, STATE_DIR, LabelType, PeerType
+from machineplane.cli_types import (
+    BOOT_TIMEOUT,
+    CGROUP_DRIVER,
+    DIRECTORY,
+    LIBKRUN,
+    RUN_DIR,
+    STATE_DIR,
+    LabelType,
+    PeerType,
+)
 from machineplane.config import (
     AGENT_PORTS,
     API_TLS_PORT,
@@ -23,8 +32,6 @@ from machineplane.config import (
 )
 from machineplane.lab.cli import lab
 from machineplane.runtime.images.cli import image
-from machineplane.runtime.krun.boot import BOOT_TIMEOUT_S
-from machineplane.runtime.slices import DRIVERS
 
 INVITE_MAX = 64 * 1024  # characters; a whole invite is shorter by far
 _ADDRESS: Mapping[str, Any] = {"metavar": "IP", "default": "0.0.0.0", "show_default": True}
@@ -74,15 +81,12 @@ _UDP_PORT = "UDP port of the mesh; 0: any free one."
 )
 @click.option(
     "--libkrun",
-    type=click.Path(path_type=Path, dir_okay=False, exists=True, resolve_path=True),
+    **LIBKRUN,
     help="The libkrun for microVMs.  [default: one below /usr/local/lib/magik, or that the linker knows]",
 )
 @click.option(
     "--microvm-boot-timeout",
-    type=click.FloatRange(1, 600),
-    metavar="SECONDS",
-    default=BOOT_TIMEOUT_S,
-    show_default=True,
+    **BOOT_TIMEOUT,
     help="How long the trial boot of a microVM may take.",
 )
 @click.option(
@@ -138,9 +142,7 @@ _UDP_PORT = "UDP port of the mesh; 0: any free one."
 )
 @click.option(
     "--cgroup-driver",
-    type=click.Choice(DRIVERS),
-    default=DRIVERS[0],
-    show_default=True,
+    **CGROUP_DRIVER,
     help="Who makes them: the daemon's helpers, or systemd (with cgroup v2), as slices and scopes.",
 )
 @click.option(

@@ -1,10 +1,14 @@
-"""Option types that several commands share."""
+"""Options and their types that several commands share."""
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import click
 
+from machineplane.runtime.krun.boot import BOOT_TIMEOUT_S
+from machineplane.runtime.slices import DRIVERS
 from magik_proto.credentials import ALL_ROLES
 from magik_proto.errors import ProtocolError
 from magik_proto.identity import BootstrapPeer, PeerId
@@ -44,6 +48,22 @@ STATE_DIR = Path("/var/lib/magik")
 RUN_DIR = Path("/run/magik")
 DIRECTORY = click.Path(file_okay=False, path_type=Path)
 FILE = click.Path(dir_okay=False, path_type=Path)
+
+# What the daemon and `check` take alike, but for the words of help.
+LIBKRUN: Mapping[str, Any] = {
+    "type": click.Path(path_type=Path, dir_okay=False, exists=True, resolve_path=True)
+}
+BOOT_TIMEOUT: Mapping[str, Any] = {
+    "type": click.FloatRange(1, 600),
+    "metavar": "SECONDS",
+    "default": BOOT_TIMEOUT_S,
+    "show_default": True,
+}
+CGROUP_DRIVER: Mapping[str, Any] = {
+    "type": click.Choice(DRIVERS),
+    "default": DRIVERS[0],
+    "show_default": True,
+}
 
 
 class Duration(click.ParamType[int]):

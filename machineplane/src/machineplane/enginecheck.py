@@ -1,20 +1,18 @@
 """The engines as they judge themselves, without a daemon: a helper is started, asked and ended."""
 
-import contextlib
 from functools import partial
 from pathlib import Path
 
 import trio
 
+from machineplane.hostcheck import OK, agent_image
 from machineplane.privileges import missing_privileges
 from machineplane.runtime import EngineStatus, RuntimeFault, Zygote, ZygoteReport, start_zygote
 from machineplane.runtime.config import boot_memory
 from machineplane.runtime.engine import make_engines
 from machineplane.runtime.helper import connected
-from machineplane.runtime.images import ImageError, ImageNotFound
-from machineplane.runtime.images.agent import AGENT_REF, Baked
-from machineplane.runtime.images.refs import RefIndex
-from machineplane.runtime.images.store import machine_architecture
+from machineplane.runtime.images import ImageNotFound
+from machineplane.runtime.images.agent import AGENT_REF
 from machineplane.runtime.krun.boot import BOOT_TIMEOUT_S
 from machineplane.runtime.krun.locate import KrunReport, look_for_krun
 from machineplane.runtime.slices import CGROUPFS
@@ -55,8 +53,6 @@ async def _ask(zygote: Zygote, krun: KrunReport, state_dir: Path) -> tuple[Engin
 
 def _guests_image(state_dir: Path) -> Path:
     """Raises ImageNotFound where the daemon of ``state_dir`` would have no image of agents."""
-    images = state_dir / "images"
-    with contextlib.suppress(ImageError, OSError):
-        if Baked.find(machine_architecture()) or AGENT_REF in RefIndex(images).all():
-            return images
-    raise ImageNotFound(AGENT_REF)
+    if agent_image(state_dir).state != OK:
+        raise ImageNotFound(AGENT_REF)
+    return state_dir / "images"

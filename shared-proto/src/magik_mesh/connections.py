@@ -94,7 +94,7 @@ class Connections:
             answer = await self._say_hello(connection, urgent=urgent)
             self.presence.hear_hello(peer, answer, connection.remote_address or ("0.0.0.0", 0))
             if answer.answer == Answer.TAKE.value:
-                if peer not in self.links and not self._has_place_for(peer, urgent=urgent):
+                if peer not in self.links and not self.links.has_place_for(peer, urgent=urgent):
                     connection.close_now(codes.CLOSE_FULL, "full: a call is under way on every connection")
                     raise PeerUnreachable(peer, self.full)
                 self._take(connection, Standing(answer.incarnation, answer.count))
@@ -226,11 +226,6 @@ class Connections:
     def full(self) -> str:
         """Why a peer is not dialled, or its connection given up again."""
         return f"all {self.config.max_connections} connections are in use"
-
-    def _has_place_for(self, peer: PeerId, *, urgent: bool) -> bool:
-        if len(self.links) < self.config.max_connections:
-            return True
-        return self.links.spare_for(peer, urgent=urgent) is not None
 
     def make_room(self) -> bool:
         """Give the least used connection up; False if none can be spared."""

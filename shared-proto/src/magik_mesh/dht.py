@@ -155,22 +155,14 @@ class HashTable:
                     await self._moved.wait()
                 self._carry_out(self.machine.poll(self._clock.now()))
 
-    async def on_find(self, call: Call) -> Any:
-        """The handler of find calls."""
-        return self.find_at_once(call)
-
-    def find_at_once(self, call: Call) -> Any:
-        """The same as a plain function."""
+    def on_find(self, call: Call) -> Any:
+        """Answers find calls; waits for nothing."""
         with _refusing():
             find, addrs = frames.parse_find(call.body)
         return self._answer(call, find, addrs)
 
-    async def on_store(self, call: Call) -> Any:
-        """The handler of store calls."""
-        return self.store_at_once(call)
-
-    def store_at_once(self, call: Call) -> Any:
-        """The same as a plain function."""
+    def on_store(self, call: Call) -> Any:
+        """Answers store calls; waits for nothing."""
         with _refusing():
             store = frames.parse_store(call.body)
         return self._answer(call, store, ())

@@ -151,6 +151,10 @@ class Occupants(Generic[LinkT]):
         idle = [link for link in self._links.values() if not link.busy]
         return min(idle, key=self._worth, default=None)
 
+    def has_place_for(self, peer: PeerId, *, urgent: bool) -> bool:
+        """Whether `peer`, which we have dialled (`urgent`: for a call), is to be taken."""
+        return len(self._links) < self.maximum or self.spare_for(peer, urgent=urgent) is not None
+
     def spare_for(self, peer: PeerId, *, urgent: bool) -> LinkT | None:
         """What to give up for `peer`, which we have dialled (`urgent`: for a call); None if it has to go."""
         spare = self.spare()

@@ -123,11 +123,7 @@ class Node:
         """As `handle`, for a method that waits for nothing: `function` is plain, and is called without a task in the very
         pass that has brought the request, while all other connections wait. So it must be quick.
         """
-
-        async def handler(call: Call) -> Any:
-            return function(call)
-
-        self.handle(method, handler, brief=brief)
+        self.handle(method, _handler_of(function), brief=brief)
         self._plain[method] = function
 
     async def call(self, peer: PeerId, method: str, body: Any = None, *, timeout: float = 30.0) -> Any:
@@ -413,15 +409,13 @@ class Node:
     def start(self) -> None:
         """Start all tasks; they run from the next checkpoint on."""
         self._handlers[codes.GOSSIP] = self._pubsub.read_frames
-        self._handlers[codes.PEERS] = self._on_exchange
         self._handlers[codes.REVOCATIONS] = self._revoking.answer
         self._handlers.update(self._relaying.handlers)
-        self._handlers.update(self._table_handlers())
-        self._brief_handlers.update(self._table_handlers())
-        # As in `_table_handlers`, looked up when they are called.
-        self._plain[FIND] = lambda call: self._table.find_at_once(call)
-        self._plain[STORE] = lambda call: self._table.store_at_once(call)
-        self._plain[codes.PEERS] = self._exchange_at_once
+        table: dict[str, Answerer] = {FIND: self._table.on_find, STORE: self._table.on_store}
+        plain = {codes.PEERS: self._on_exchange, **table}
+        self._plain |= plain
+        self._handlers |= {method: _handler_of(function) for method, function in plain.items()}
+        self._brief_handlers |= {method: self._handlers[method] for method in table}
         self._pubsub.subscribe(codes.PRESENCE_TOPIC, self._presence.judge)
         if not self._config.policy.open:
             self._pubsub.subscribe(codes.REVOCATIONS_TOPIC, self._revoking.judge)
@@ -472,10 +466,7 @@ class Node:
             await self._revoking.exchange(peer)
             self._dialer.wake()
 
-    async def _on_exchange(self, call: Call) -> Any:
-        return self._exchange_at_once(call)
-
-    def _exchange_at_once(self, call: Call) -> Any:
+    def _on_exchange(self, call: Call) -> Any:
         self._presence.hear_records(call.peer, parse_records(call.body))
         return self._records()
 
@@ -513,17 +504,6 @@ class Node:
             store=lambda record: self._table.announce(record),
             on_news=lambda: self._dialer.wake(),
         )
-
-    def _table_handlers(self) -> dict[str, Handler]:
-        return {FIND: self._on_find, STORE: self._on_store}
-
-    # Looked up when they are called: the table is made after those who serve it.
-
-    async def _on_find(self, call: Call) -> Any:
-        return await self._table.on_find(call)
-
-    async def _on_store(self, call: Call) -> Any:
-        return await self._table.on_store(call)
 
     def _make_briefs(self) -> Briefs:
         async def dial(peer: PeerId, addresses: Sequence[Address], seconds: float) -> Connection[Admitted]:
@@ -577,3 +557,10 @@ class Node:
             wake_dialer=lambda: self._dialer.wake(),
             incarnation=int.from_bytes(self._clock.random(8), "big"),
         )
+
+
+def _handler_of(function: Answerer) -> Handler:
+    async def handler(call: Call) -> Any:
+        return function(call)
+
+    return handler

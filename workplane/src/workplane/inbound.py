@@ -14,7 +14,7 @@ from magik_mesh import Call, CallRefused
 from magik_proto.identity import PeerId
 from magik_proto.passes import PodIdentity
 from workplane.catalog import Visibility
-from workplane.logs import Sparing, correlated
+from workplane.logs import Sparing, correlated_by
 from workplane.pumps import both_ways, reset_unless_done
 from workplane.routing import BUSY, Target
 from workplane.services import Service
@@ -79,7 +79,7 @@ class Inbound:
         try:
             yield
         except CallRefused as error:
-            with correlated(call.body.get("id") if isinstance(call.body, dict) else None):
+            with correlated_by(call.body):
                 self._refusals.info(
                     "connection-refused", peer=str(call.peer), code=error.code, reason=error.message
                 )

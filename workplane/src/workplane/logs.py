@@ -30,6 +30,11 @@ def correlated(id: object = None) -> AbstractContextManager[None]:
     return structlog.contextvars.bound_contextvars(correlation_id=known)
 
 
+def correlated_by(body: object) -> AbstractContextManager[None]:
+    """As `correlated`, by the id that the caller's agent has sent in a call's body."""
+    return correlated(body.get("id") if isinstance(body, dict) else None)
+
+
 def correlation_id() -> str | None:
     """The id of the call or connection that this task works for."""
     found = structlog.contextvars.get_contextvars().get("correlation_id")

@@ -22,7 +22,7 @@ from magik_proto.passes import PodIdentity
 from magik_proto.records import ServiceRecord
 from workplane.catalog import Catalog
 from workplane.leaderview import LeaderView, token_text
-from workplane.logs import Sparing, correlated
+from workplane.logs import Sparing, correlated, correlated_by
 from workplane.loopback import AppFailed, post
 from workplane.rpcwire import MAX_BODY, RPC, CallerName, CallFailed, RpcAnswer, RpcRequest
 
@@ -107,7 +107,7 @@ class Rpc:
     # -- serving
 
     async def _on_call(self, call: Call) -> dict[str, Any]:
-        with correlated(call.body.get("id") if isinstance(call.body, dict) else None):
+        with correlated_by(call.body):
             return await self._answer(call)
 
     async def _answer(self, call: Call) -> dict[str, Any]:

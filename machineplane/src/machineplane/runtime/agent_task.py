@@ -28,9 +28,8 @@ from machineplane.runtime.shim_link import Exit
 AGENT = "agent.container"  # no DNS label, so no container of a pod can have this name
 END_S = 2.0
 """How long an agent has to part from its peers when its pod ends, after the pod's containers; a guess."""
-REDIRECT_PORT = (
-    4702  # of the agent in its pod, by TCP, unless the pod has it; a guess: beside the agent's two others
-)
+REDIRECT_PORT = 4702
+"""Of the agent in its pod, by TCP, unless the pod has it; a guess: beside the agent's two others."""
 OTHER_PORTS = range(20_000, 32_768)
 """Of these one at random, where the pod has that; a guess: below those that Linux gives to connections."""
 _CHOICES = 8

@@ -1,17 +1,27 @@
 """What the runtime room is told. Frozen, and validated when it is made."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from attrs import field, frozen, validators
 
 from machineplane.runtime import slices
 from machineplane.runtime.bundle.hostpolicy import HostPolicy
+from machineplane.runtime.krun.boot import BOOT_TIMEOUT_S
 
 MAX_SOCKET_PATH = 107
 """Bytes of a Unix socket's path, from ``sockaddr_un`` without its closing zero."""
+DEFAULT_GRACE_S = 30.0
+"""Kubernetes' default ``terminationGracePeriodSeconds``."""
 
 _UID_LENGTH = 36  # a UUID in text
 _LONGEST_NUMBER = 999_999_999
+
+
+def grace_of(spec: object, default: float = DEFAULT_GRACE_S) -> float:
+    """Seconds that a pod's containers have to end, by its spec; ``default`` where that gives no number."""
+    own = spec.get("terminationGracePeriodSeconds") if isinstance(spec, Mapping) else None
+    return max(float(own), 0.0) if isinstance(own, int | float) else default
 
 
 def _short_enough(instance: "RuntimeConfig", attribute: object, value: Path) -> None:
@@ -51,11 +61,11 @@ class RuntimeConfig:
     registries: Path | None = None  # the file of --registry-config
     host_ip: str = ""
     policy: HostPolicy = field(factory=HostPolicy)
-    grace_s: float = 30.0  # Kubernetes' default terminationGracePeriodSeconds
+    grace_s: float = DEFAULT_GRACE_S
     krun_library: Path | None = (
         None  # a libkrun of which only the trial boot is asked; else one is looked for
     )
-    krun_boot_s: float = 10.0  # how long the trial boot may take
+    krun_boot_s: float = BOOT_TIMEOUT_S  # how long the trial boot may take
     pids_limit: int = 4096  # per container, a guess; Kubernetes leaves it to the machine
 
     @property

@@ -228,7 +228,9 @@ class ContainerTask:
                 raise PodSpecError(
                     f"{image.ref} is a WebAssembly module; annotate the workload magik.io/runtime: wasm"
                 )
-            made = engine.adapt(container_bundle(self._spec, context), self._spec, context)
+            plain = container_bundle(self._spec, context)
+            # In a thread: a microVM's init comes of an image, whose layer may have to be unpacked first.
+            made = await trio.to_thread.run_sync(engine.adapt, plain, self._spec, context)
         except MissingReference as error:
             raise CannotStart("CreateContainerConfigError", str(error), retry=REFERENCE_RETRY_S) from error
         except PodSpecError as error:

@@ -8,6 +8,7 @@ from typing import Any, Final, Protocol
 from attrs import frozen
 
 from machineplane.runtime.bundle import Bundle, BundleContext
+from machineplane.runtime.config import grace_of
 from machineplane.runtime.errors import EngineUnavailable, HelperLost, PodSpecError
 from machineplane.runtime.helper import HelperClient
 from machineplane.runtime.images import ImageError
@@ -22,8 +23,6 @@ NO_EXEC: Final[Mapping[str, str]] = {
 """Engines that cannot put a process into what runs, and why."""
 
 
-DEFAULT_GRACE_S: Final = 30.0
-"""Kubernetes' default ``terminationGracePeriodSeconds``."""
 UNTRIED: Final = (
     "guests boot and run programs; exec, terminals and hooks have been tried on a stand-in for libkrun only"
 )
@@ -152,10 +151,11 @@ class KrunEngine:
         """Whether a guest has booted here, an init for guests is there, and containers run."""
         containers = self._containers.check()
         reasons = [self._found.reason, "" if containers.available else f"it needs crun: {containers.reason}"]
-        try:
-            self._init()
-        except ImageError as error:
-            reasons.append(f"the agents' image, whose init guests have, is missing: {error}")
+        if not self._found.reason:  # else nobody needs it, and to look for it reads the store
+            try:
+                self._init()
+            except ImageError as error:
+                reasons.append(f"the agents' image, whose init guests have, is missing: {error}")
         why = "; ".join(filter(None, reasons))
         without = "; ".join(filter(None, (UNTRIED, containers.reason)))
         return EngineStatus(name=self.name, available=not why, reason=why or without)
@@ -175,13 +175,12 @@ class KrunEngine:
             init = self._init()
         except ImageError as error:
             raise PodSpecError(f"krun: {error}") from error
-        grace = context.spec.get("terminationGracePeriodSeconds", DEFAULT_GRACE_S)
         around = Surroundings(
             library=self._found.library,
             init=init,
             private=context.private,
             devices=context.bundle / "devices",
-            grace=max(float(grace), 0.0),
+            grace=grace_of(context.spec),
         )
         return as_machine(made, container, around)
 

@@ -16,6 +16,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from machineplane.runtime import slices
 from machineplane.runtime.crun.locate import (
     DEFAULT_PREFIX,
     LIBRARY_NAME,
@@ -43,7 +44,6 @@ BUILD_NEEDS = (
 )
 SYSTEMD_NEED = "libsystemd-dev"
 CONFIGURE = ("./configure", "--enable-shared", "--disable-static")
-_SYSTEMD_RUNS = Path("/run/systemd/system")  # sd_booted(3)
 
 
 class BuildError(Exception):
@@ -86,9 +86,9 @@ def missing_packages(needs: Sequence[str] = BUILD_NEEDS) -> list[str]:
     return missing
 
 
-def with_systemd(runs: Path = _SYSTEMD_RUNS) -> bool:
+def with_systemd() -> bool:
     """Whether the library can be asked to have systemd make control groups: where systemd runs, or is built for."""
-    return runs.is_dir() or not missing_packages((SYSTEMD_NEED,))
+    return slices.runs() or not missing_packages((SYSTEMD_NEED,))
 
 
 def install_needs() -> None:

@@ -15,7 +15,7 @@ from machineplane.runtime.attach import open_attach
 from machineplane.runtime.bundle import check_pod
 from machineplane.runtime.bundle.supported import all_containers, is_sidecar
 from machineplane.runtime.changes import Change, Changes
-from machineplane.runtime.config import RuntimeConfig
+from machineplane.runtime.config import RuntimeConfig, grace_of
 from machineplane.runtime.engine import EngineStatus, make_engines
 from machineplane.runtime.errors import (
     MALFORMED,
@@ -174,9 +174,7 @@ class Runtime:
             )
 
     def _grace(self, worker: PodWorker) -> float:
-        spec = worker.book.status.pod.get("spec")
-        own = spec.get("terminationGracePeriodSeconds") if isinstance(spec, Mapping) else None
-        return max(float(own), 0.0) if isinstance(own, int | float) else self._services.config.grace_s
+        return grace_of(worker.book.status.pod.get("spec"), self._services.config.grace_s)
 
     def pods(self) -> tuple[PodStatus, ...]:
         """All pods here, also failed and finished ones that were not stopped yet."""

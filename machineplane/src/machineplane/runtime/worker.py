@@ -13,6 +13,7 @@ from machineplane.runtime.book import PodBook, now_ms
 from machineplane.runtime.bundle import BundleContext, infra_config
 from machineplane.runtime.bundle.supported import is_sidecar
 from machineplane.runtime.changes import PodEvent
+from machineplane.runtime.config import grace_of
 from machineplane.runtime.container_task import ContainerTask, log_path, new_id
 from machineplane.runtime.ending import end_gently, kill_all
 from machineplane.runtime.errors import (
@@ -403,8 +404,7 @@ class PodWorker:
 
     def _own_grace(self) -> float:
         """How long the containers of a pod that failed have to end."""
-        grace = self.book.status.pod["spec"].get("terminationGracePeriodSeconds")
-        return self._services.config.grace_s if grace is None else max(float(grace), 0.0)
+        return grace_of(self.book.status.pod["spec"], self._services.config.grace_s)
 
     async def _sweep(self) -> list[str]:
         """Remove what a shim that is gone, or stuck, has left; answers what would not go."""

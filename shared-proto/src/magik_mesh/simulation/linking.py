@@ -314,7 +314,7 @@ class Linking:
             standing = Standing(hello.incarnation, hello.taken)
             if peer in self.links:
                 return []
-            if not self._has_place_for(peer, urgent=dial is not None and dial.urgent):
+            if not self.links.has_place_for(peer, urgent=dial is not None and dial.urgent):
                 return [Send(peer, Closed(), True), *self._gave_up(peer, now)]
             return self._take(peer, standing, now, dialled=True)
         if dial is None or hello.answer == Answer.DUPLICATE.value:
@@ -347,11 +347,6 @@ class Linking:
             return []
         self.plan.put_off(peer, now)
         return self._failed(peer, [message for message, _ in dial.waiting], now)
-
-    def _has_place_for(self, peer: PeerId, *, urgent: bool) -> bool:
-        if len(self.links) < self._knobs.max_connections:
-            return True
-        return self.links.spare_for(peer, urgent=urgent) is not None
 
     def _make_room(self, sends: list[Send], now: float) -> bool:
         spare = self.links.spare()
